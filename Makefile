@@ -1,0 +1,50 @@
+# Everything a fresh machine needs: `make demo` or `make test`. Python 3.10+, a C++20 compiler, CMake and make.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test quick dev build lint sanitize bench plots test-gpu bench-gpu clean
+.DEFAULT_GOAL := build
+
+$(VENV)/.installed: requirements.txt pyproject.toml setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --requirement requirements.txt
+	FASTEE_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+dev: build ## an editable install with native parts built in place
+
+# In place, incremental, and one build at a time: several shells may share the tree.
+build: $(VENV)/.installed
+	flock .build.lock sh -c '\
+	  cmake -S . -B build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >build.log 2>&1 \
+	    || { cat build.log; exit 1; }; \
+	  $(CURDIR)/$(VENV)/bin/ninja -C build -k 0 --quiet'
+
+demo: build ## a real network, three processes, a slow link, an honest table (about 3 minutes)
+	$(PY) -m fastee demo $(ARGS)
+
+test: build lint ## everything that needs no GPU, no root, no peer
+	ctest --test-dir build --output-on-failure
+	$(PY) -m pytest $(ARGS)
+
+quick: build
+	$(PY) -m pytest -x -q -m "not slow" $(ARGS)
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check fastee tests benchmarks
+	$(VENV)/bin/lint-imports
+
+sanitize: $(VENV)/.installed ## the C++ tests under ASan + UBSan, then TSan
+	for p in asan tsan; do PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset $$p && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset $$p \
+	  && ctest --test-dir build-$$p --output-on-failure || exit 1; done
+
+bench: build
+	$(PY) -m benchmarks run $(or $(OPS),exit_step attach scheduler) $(ARGS)
+
+plots: build
+	$(PY) -m benchmarks plot
+
+clean:
+	rm -rf build build-* fastee/*.so build.log

@@ -1,0 +1,3 @@
+from fastee.cli import main
+
+main()

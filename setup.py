@@ -1,0 +1,21 @@
+"""FASTEE_BUILD=auto|cpu|cuda|none: auto builds the native parts when CMake and a C++ compiler are there, none never does."""
+
+import os
+import shutil
+import sys
+
+from setuptools import setup
+
+choice = os.environ.get("FASTEE_BUILD", "auto")
+if choice not in ("auto", "cpu", "cuda", "none"):
+    sys.exit(f"FASTEE_BUILD must be auto, cpu, cuda or none, got {choice!r}")
+tools = shutil.which("cmake") and any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+native = choice in ("cpu", "cuda") or (choice == "auto" and tools)
+if not native:
+    print(
+        "fastee: pure-Python install (no native kernels). Every op works through torch, 10 to 100 times slower per exit "
+        "check; the scheduler runs in Python (about 20 us a decision). For the native parts: install CMake and a C++20 "
+        "compiler, then `pip install --force-reinstall --no-deps .`",
+        file=sys.stderr,
+    )
+setup(**({"cmake_source_dir": "."} if native else {}))
