@@ -1,0 +1,19 @@
+"""The operations, one file each: docstring, checks, torch registration, ordered backends. Definitions: ``fastee.reference``."""
+
+from fastee.dispatch import explain
+from fastee.reference import Norm, RowStats
+
+from .compact import compact
+from .exit_head import exit_head
+from .exit_step import exit_step
+from .gather_rows import gather_rows, scatter_rows
+from .linear_stats import linear_stats
+from .pool import pool
+from .quantize_rows import dequantize_rows, quantize_rows
+from .results import CompactResult, ExitHeadResult, ExitStepResult, QuantizedRows
+from .row_stats import row_stats
+
+__all__ = [
+    "CompactResult", "ExitHeadResult", "ExitStepResult", "Norm", "QuantizedRows", "RowStats", "compact", "dequantize_rows", "exit_head",
+    "exit_step", "explain", "gather_rows", "linear_stats", "pool", "quantize_rows", "row_stats", "scatter_rows",
+]  # fmt: skip

@@ -1,0 +1,82 @@
+"""What exit_head and exit_step share: the check, the backends' conditions, the flat form that torch's dispatcher knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from fastee import dispatch, native, reference
+from fastee.reference import Norm, RowStats
+
+from . import _check, _cpu, _library
+from .results import ExitHeadResult, ExitStepResult
+
+# Tensor types whose memory is their own: fakes, functional wrappers and DTensors must take the slow road.
+PLAIN = (Tensor, torch.nn.Parameter)
+RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
+OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
+
+
+def cpu_declines(x, weight, bias, pool, norm, measure, threshold, temperature, mask) -> str | None:
+    parts = (norm.weight, norm.bias) if norm else ()
+    return (
+        _cpu.plain(x, weight, bias, *parts)
+        or _cpu.pooled(x, pool)
+        or _cpu.contiguous_rows("weight", weight)
+        or next((f"{n} is not contiguous" for n, t in zip(("bias", "norm.weight", "norm.bias"), (bias, *parts), strict=False)
+                 if t is not None and not t.is_contiguous()), None)
+    )  # fmt: skip
+
+
+def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
+    """Build the op's registry entry and the function that runs it with checked arguments."""
+
+    def check(x, weight, bias=None, pool="mean", norm=None, measure="max_prob", threshold=0.9, *, temperature=1.0, mask=None, logits=False):
+        return _check.head(name, x, weight, bias, pool, norm, measure, threshold, temperature, mask), {}
+
+    def run_cpu(x, weight, bias, pool, norm, measure, threshold, temperature, mask):
+        keep = None if mask is None else mask.to(torch.uint8).contiguous()
+        result = native.hot.exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, keep, True, step)
+        if result is None:
+            raise RuntimeError(f"{name}: libfastee refused the call: {native.hot.last_error()}")
+        return result
+
+    def run_reference(*args):
+        r = (reference.exit_step if step else reference.exit_head)(*args)
+        stats = RowStats(r.stats.label, *(s.float() for s in r.stats[1:5]))
+        if not step:
+            return ExitHeadResult(r.label, r.confidence.float(), r.exits, stats, r.logits)
+        count = int(r.count) if r.count.device.type == "cpu" and not is_compiling() else r.count
+        return ExitStepResult(r.label, r.confidence.float(), r.exits, stats, r.index, count, r.logits)
+
+    backends = (dispatch.Backend("cpu", run_cpu, cpu_declines), dispatch.Backend("reference", run_reference))
+    op = dispatch.register(dispatch.Op(name, backends, check))
+
+    def flat(x, weight, bias, pool, norm, norm_weight, norm_bias, eps, measure, threshold, temperature, mask):
+        args = (x, weight, bias, pool, Norm(norm, norm_weight, norm_bias, eps) if norm else None, measure, threshold, temperature, mask)
+        r = dispatch.choose(op, args, {}).run(*args)
+        logits = r.logits.clone() if r.logits.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr() else r.logits
+        out = (r.label.clone(), r.confidence.clone(), r.exits, *(s.clone() for s in r.stats[1:5]), logits)
+        return (*out, r.index, torch.as_tensor(r.count, device=x.device)) if step else out
+
+    def fake(x, weight, *rest):
+        rows = _library.rows_like(x, *OUTPUTS)
+        logits = x.new_empty(x.shape[0], weight.shape[0], dtype=weight.dtype)
+        tail = [x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty((), dtype=torch.int64)] if step else []
+        return (*rows, logits, *tail)
+
+    returns = ", ".join(["Tensor"] * (10 if step else 8))
+    _library.define(f"{name}(Tensor x, Tensor weight, Tensor? bias, {RULE}) -> ({returns})", flat, fake)
+    return op, getattr(torch.ops.fastee, name)
+
+
+def through_torch(packet: Callable, step: bool, x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits):
+    """Call the registered op (under torch.compile and torch.export) and shape its outputs like the eager result."""
+    kind, nw, nb, eps = norm or (None, None, None, 0.0)
+    out = packet(x, weight, bias, pool, kind, nw, nb, eps, measure, threshold, temperature, mask)
+    stats = RowStats(out[0], *out[3:7])
+    z = out[7] if logits else None
+    return ExitStepResult(*out[:3], stats, out[8], out[9], z) if step else ExitHeadResult(*out[:3], stats, z)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from fastee import native
+from fastee.dispatch import choose
+from fastee.reference import Norm
+
+from ._head import PLAIN, make_op, through_torch
+from .results import ExitHeadResult
+
+_op, _packet = make_op("exit_head", step=False)
+_fast = native.hot.exit_head if native.hot else None
+
+
+def exit_head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pool: str = "mean",
+    norm: Norm | None = None,
+    measure: str = "max_prob",
+    threshold: float = 0.9,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    logits: bool = False,
+    backend: str | None = None,
+) -> ExitHeadResult:
+    """Run an exit's head on an activation and say per row whether it may leave.
+
+    Args:
+        x: activation, fp32/bf16/fp16/fp64. ``pool="mean"``: [B, D, ...] in any memory format; ``mean_tokens``, ``cls``,
+            ``last``: [B, T, D]; ``none``: [B, D]. Any row stride.
+        weight, bias: the classifier, [C, D] and [C].
+        norm: normalisation between pool and classifier (`fastee.ops.Norm`).
+        measure: the score; larger is more confident: ``max_prob`` 1/s, ``margin`` p1 - p2, ``entropy`` -H in nats,
+            ``energy`` temperature * lse (arXiv 2010.03759).
+        threshold: a row exits when its score is >= this; ``inf`` switches the exit off.
+        temperature: logits are divided by it before anything else.
+        mask: [B, T], true for real tokens, with ``pool="mean_tokens"``.
+        logits: also return the logits [B, C].
+        backend: ``cpu``, ``reference`` ...; None chooses (see `fastee.explain`).
+
+    Returns ``.label`` int64 [B], ``.confidence`` fp32 [B], ``.exits`` bool [B], ``.stats`` (`RowStats`), ``.logits``. A row with NaN or
+    +inf among its logits has label -1, NaN scores and never exits; ties go to the smaller label; B = 0 gives empty
+    results. The native result carries no gradient. Every dot product is summed in one fixed order, so a row's answer
+    does not depend on the batch it stands in. Raises `TypeError` and `ValueError` that name the argument.
+
+    >>> import torch, fastee
+    >>> out = fastee.ops.exit_head(torch.ones(2, 3, 4, 4), torch.eye(3) * 9, threshold=0.3)
+    >>> out.label.tolist(), out.exits.tolist()
+    ([0, 0], [True, True])
+    """
+    if is_compiling():
+        args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
+        return through_torch(_packet, False, *args, logits)
+    if _fast is not None and backend is None and mask is None and type(x) in PLAIN and type(weight) in PLAIN:
+        result = _fast(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, False)
+        if result is not None:
+            return result
+    args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
+    return choose(_op, args, options, backend).run(*args)

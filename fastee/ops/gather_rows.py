@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from fastee import dispatch, native, reference
+
+from . import _check, _cpu, _library
+
+
+def _index(op: str, index) -> Tensor:
+    return _check.tensor(op, "index", index, (torch.int64,), "[N]", 1)
+
+
+def _in_range(op: str, index: Tensor, rows: int) -> None:
+    if index.numel() and not is_compiling() and index.device.type == "cpu":
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= rows:
+            raise ValueError(f"{op}: index must lie in [0, {rows}), got {low if low < 0 else high}")
+
+
+def _check_gather(x, index):
+    if not isinstance(x, Tensor) or x.dim() < 1:
+        raise TypeError(f"gather_rows: x must be a tensor [B, ...], got {_check.show(x)}")
+    index = _index("gather_rows", index)
+    _check.same_device("gather_rows", "x", x, index=index)
+    return (x, index), {}
+
+
+def _check_scatter(out, index, rows):
+    for name, value in (("out", out), ("rows", rows)):
+        if not isinstance(value, Tensor) or value.dim() < 1:
+            raise TypeError(f"scatter_rows: {name} must be a tensor [B, ...], got {_check.show(value)}")
+    index = _index("scatter_rows", index)
+    if rows.dtype != out.dtype or rows.shape[1:] != out.shape[1:] or rows.shape[0] != index.shape[0]:
+        wanted = [index.shape[0], *out.shape[1:]]
+        raise ValueError(f"scatter_rows: rows must be {str(out.dtype).removeprefix('torch.')} {wanted}, got {_check.show(rows)}")
+    _check.same_device("scatter_rows", "out", out, index=index, rows=rows)
+    return (out, index, rows), {}
+
+
+def _cpu_gather_declines(x, index):
+    if x.device.type != "cpu":
+        return f"tensor on {x.device}"
+    if x.requires_grad and torch.is_grad_enabled():
+        return "x requires grad"
+    return _cpu.missing() or _cpu.contiguous_rows("x", x) or (None if index.is_contiguous() else "index is not contiguous")
+
+
+def _run_gather(x, index):
+    out = x.new_empty(index.shape[0], *x.shape[1:])
+    native.hot.gather_rows(x.detach(), index, out)
+    return out
+
+
+def _reference_gather(x, index):
+    _in_range("gather_rows", index, x.shape[0])
+    return reference.gather_rows(x, index)
+
+
+def _cpu_scatter_declines(out, index, rows):
+    if out.device.type != "cpu":
+        return f"tensor on {out.device}"
+    if (out.requires_grad or rows.requires_grad) and torch.is_grad_enabled():
+        return "a tensor requires grad"
+    why = _cpu.missing() or _cpu.contiguous_rows("out", out) or _cpu.contiguous_rows("rows", rows)
+    return why or (None if index.is_contiguous() else "index is not contiguous")
+
+
+def _run_scatter(out, index, rows):
+    native.hot.scatter_rows(out.detach(), index, rows.detach())
+    return out
+
+
+def _reference_scatter(out, index, rows):
+    _in_range("scatter_rows", index, out.shape[0])
+    return reference.scatter_rows(out, index, rows)
+
+
+_gather = dispatch.register(
+    dispatch.Op(
+        "gather_rows", (dispatch.Backend("cpu", _run_gather, _cpu_gather_declines), dispatch.Backend("reference", _reference_gather)), _check_gather
+    )
+)
+_scatter = dispatch.register(
+    dispatch.Op(
+        "scatter_rows",
+        (dispatch.Backend("cpu", _run_scatter, _cpu_scatter_declines), dispatch.Backend("reference", _reference_scatter)),
+        _check_scatter,
+    )
+)
+_library.define(
+    "gather_rows(Tensor x, Tensor index) -> Tensor",
+    lambda x, index: dispatch.choose(_gather, (x, index), {}).run(x, index),
+    lambda x, index: x.new_empty(index.shape[0], *x.shape[1:]),
+)
+
+
+def _flat_scatter(out, index, rows):
+    dispatch.choose(_scatter, (out, index, rows), {}).run(out, index, rows)
+
+
+_library.define("scatter_rows(Tensor(a!) out, Tensor index, Tensor rows) -> ()", _flat_scatter, lambda out, index, rows: None)
+
+
+def gather_rows(x: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
+    """Return rows `index` (int64 [N], any order, repeats allowed) of x [B, ...] of any dtype, as a new contiguous tensor.
+
+    Raises `ValueError` when an index lies outside [0, B). N = 0 gives an empty tensor. Differentiable through the reference.
+
+    >>> import torch, fastee
+    >>> fastee.ops.gather_rows(torch.tensor([[1], [2], [3]]), torch.tensor([2, 0])).flatten().tolist()
+    [3, 1]
+    """
+    args, options = _check_gather(x, index)
+    if is_compiling():
+        return torch.ops.fastee.gather_rows(x, index)
+    return dispatch.choose(_gather, args, options, backend).run(*args)
+
+
+def scatter_rows(out: Tensor, index: Tensor, rows: Tensor, *, backend: str | None = None) -> Tensor:
+    """Write rows [N, ...] into rows `index` (int64 [N]) of `out` [B, ...] and return `out`.
+
+    With a repeated index the last row wins. Raises `ValueError` when an index lies outside [0, B) or shapes differ; then
+    nothing is written.
+
+    >>> import torch, fastee
+    >>> fastee.ops.scatter_rows(torch.zeros(3, 1), torch.tensor([2]), torch.ones(1, 1)).flatten().tolist()
+    [0.0, 0.0, 1.0]
+    """
+    args, options = _check_scatter(out, index, rows)
+    if is_compiling():
+        torch.ops.fastee.scatter_rows(out, index, rows)
+        return out
+    return dispatch.choose(_scatter, args, options, backend).run(*args)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from fastee import dispatch, native, reference
+from fastee.reference import RowStats
+
+from . import _check, _cpu, _library
+from .row_stats import fake_stats, flat_stats
+
+
+def _check_args(x, weight, bias=None, *, temperature=1.0, second_moment=False):
+    args = _check.head("linear_stats", x, weight, bias, "none", None, "max_prob", 0.0, temperature, None)
+    return (*args[:3], args[7], bool(second_moment)), {}
+
+
+def _run_reference(*args):
+    stats = reference.linear_stats(*args)
+    return RowStats(stats.label, *(s if s is None else s.float() for s in stats[1:]))
+
+
+def _run_cpu(*args):
+    return native.hot.linear_stats(*args)
+
+
+def _cpu_declines(x, weight, bias, temperature, second_moment):
+    return (
+        _cpu.plain(x, weight, bias)
+        or _cpu.contiguous_rows("x", x)
+        or _cpu.contiguous_rows("weight", weight)
+        or (None if bias is None or bias.is_contiguous() else "bias is not contiguous")
+    )
+
+
+_op = dispatch.register(
+    dispatch.Op("linear_stats", (dispatch.Backend("cpu", _run_cpu, _cpu_declines), dispatch.Backend("reference", _run_reference)), _check_args)
+)
+_library.define(
+    "linear_stats(Tensor x, Tensor weight, Tensor? bias, float temperature, bool second_moment) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda *args: flat_stats(dispatch.choose(_op, args, {}).run(*args), args[4]),
+    lambda x, weight, bias, temperature, second_moment: fake_stats(x, second_moment),
+)
+
+
+def linear_stats(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    second_moment: bool = False,
+    backend: str | None = None,
+) -> RowStats:
+    """Return the `row_stats` of ``x @ weight.T + bias`` without keeping the logits.
+
+    x [B, D], weight [C, D], bias [C] or None, fp32/bf16/fp16/fp64; the rest as in `row_stats`.
+
+    >>> import torch, fastee
+    >>> fastee.ops.linear_stats(torch.tensor([[0.0, 2.0]]), torch.eye(2)).label.tolist()
+    [1]
+    """
+    args, options = _check_args(x, weight, bias, temperature=temperature, second_moment=second_moment)
+    if is_compiling():
+        out = torch.ops.fastee.linear_stats(*args)
+        return RowStats(*out[:5], out[5] if second_moment else None)
+    return dispatch.choose(_op, args, options, backend).run(*args)

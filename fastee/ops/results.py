@@ -1,0 +1,46 @@
+"""What ops return. The native results (``fastee._hot``) have the same attributes and make their tensors on first access."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastee.reference import RowStats
+
+
+class ExitHeadResult(NamedTuple):
+    label: Tensor  # int64 [B]
+    confidence: Tensor  # fp32 [B]
+    exits: Tensor  # bool [B]
+    stats: RowStats
+    logits: Tensor | None = None
+
+
+class ExitStepResult(NamedTuple):
+    label: Tensor
+    confidence: Tensor
+    exits: Tensor
+    stats: RowStats
+    index: Tensor  # int64 [B]: survivors in order, then the rest reversed
+    count: int | Tensor  # survivors; an int in eager mode, a 0-d tensor inside a compiled graph or on a GPU
+    logits: Tensor | None = None
+
+
+class CompactResult(NamedTuple):
+    index: Tensor
+    count: int | Tensor
+
+
+class QuantizedRows(NamedTuple):
+    """int8 rows with their scales; ``data * scale`` gives the values back."""
+
+    data: Tensor  # int8, the shape of the source
+    scale: Tensor  # fp32 [B], or [B, groups]
+    format: str = "int8"
+    group: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload and its scales."""
+        return self.data.numel() * self.data.element_size() + self.scale.numel() * self.scale.element_size()
