@@ -1,0 +1,112 @@
+"""The exit head: pool, norm, linear. Plain torch for training, one fused op for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastee import ops
+from fastee.errors import did_you_mean
+from fastee.reference.pool import pool as pool_features
+
+POOLS = ("mean", "mean_tokens", "cls", "last", "none")
+NORMS = ("batch", "layer", "rms")
+
+
+def infer_pool(shape: tuple[int, ...], where: str) -> str:
+    """Return the pool for an activation of this shape: [B,D] none, [B,T,D] cls, [B,D,*spatial] mean."""
+    if len(shape) == 2:
+        return "none"
+    if len(shape) == 3:
+        return "cls"
+    if len(shape) in (4, 5):
+        return "mean"
+    raise ValueError(f"exits: the output of {where!r} has shape {list(shape)}, expected [B,D], [B,T,D] or [B,D,*spatial]")
+
+
+class ExitHead(nn.Module):
+    """An exit's classifier: pool, optional norm, linear to C classes.
+
+    ``pool``: ``mean`` ([B,D,*spatial]), ``mean_tokens``, ``cls``, ``last`` ([B,T,D]) or ``none`` ([B,D]). ``norm``: ``batch``
+    (folded into the linear layer at inference), ``layer``, ``rms`` or None. Weights are fp32 unless moved.
+
+    >>> import torch
+    >>> from fastee.nn import ExitHead
+    >>> ExitHead(8, 3, pool="mean", norm=None)(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, features: int, num_classes: int, pool: str = "mean", norm: str | None = "batch"):
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool: expected one of {list(POOLS)}, got {pool!r}{did_you_mean(str(pool), POOLS)}")
+        if norm is not None and norm not in NORMS:
+            raise ValueError(f"norm: expected None or one of {list(NORMS)}, got {norm!r}{did_you_mean(str(norm), NORMS)}")
+        self.features, self.num_classes, self.pool, self.norm_kind = features, num_classes, pool, norm
+        makers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": lambda d: nn.RMSNorm(d, eps=1e-5)}
+        self.norm = makers[norm](features) if norm else None
+        self.linear = nn.Linear(features, num_classes)
+        self._folded: tuple[Any, Tensor, Tensor] | None = None
+
+    def pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the features [B, D] that norm and linear read."""
+        return pool_features(x, self.pool, as_mask(mask) if self.pool == "mean_tokens" else None)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the logits [B, C] of pooled features [B, D]; differentiable."""
+        features = features.to(self.linear.weight.dtype)
+        return self.linear(features if self.norm is None else self.norm(features))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the logits [B, C] in plain torch, for training."""
+        return self.classify(self.pooled(x, mask))
+
+    def step(
+        self, x: Tensor, measure: str, threshold: float, *, mask: Tensor | None = None, logits: bool = False, backend: str | None = None
+    ):
+        """Return ``fastee.ops.exit_step`` of this head: label, confidence, exits, index, count; no gradient."""
+        weight, bias, norm = self.fused()
+        if self.pool != "mean_tokens":
+            mask = None
+        elif mask is not None:
+            mask = as_mask(mask)
+        return ops.exit_step(x, weight, bias, self.pool, norm, measure, threshold, mask=mask, logits=logits, backend=backend)
+
+    def fused(self) -> tuple[Tensor, Tensor, ops.Norm | None]:
+        """Return (weight, bias, norm) as the fused op takes them; a batch norm is folded into weight and bias (in fp64)."""
+        linear, norm = self._modules["linear"]._parameters, self._modules["norm"]
+        weight, bias = linear["weight"], linear["bias"]
+        if self.norm_kind is None:
+            return weight, bias, None
+        if self.norm_kind != "batch":
+            shift = getattr(norm, "bias", None)
+            return weight, bias, ops.Norm(self.norm_kind, norm.weight, shift, norm.eps)
+        gain, shift = norm._parameters["weight"], norm._parameters["bias"]
+        mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+        key = (id(weight), weight.data_ptr(), weight._version, bias._version, gain._version, shift._version, mean._version, var._version)
+        if self._folded is None or self._folded[0] != key:
+            with torch.no_grad():
+                scale = gain.double() / (var.double() + norm.eps).sqrt()
+                w = (weight.double() * scale).to(weight.dtype)
+                b = (bias.double() + weight.double() @ (shift.double() - mean.double() * scale)).to(bias.dtype)
+            self._folded = (key, w, b)
+        return self._folded[1], self._folded[2], None
+
+    def _apply(self, fn, recurse=True):
+        self._folded = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_folded": None}
+
+    def extra_repr(self) -> str:
+        return f"pool={self.pool!r}"
+
+
+def as_mask(mask: Tensor | None) -> Tensor | None:
+    """Return a token mask in a dtype that the ops take: non-zero means a real token."""
+    if mask is None or mask.dtype in (torch.bool, torch.uint8, torch.int64):
+        return mask
+    return mask != 0
