@@ -1,0 +1,139 @@
+"""Plots as PNG bytes; one colour per row, the same in every plot."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from fastee.report.result import Row
+
+# Okabe and Ito's colours, told apart by colour-blind readers; marker and line style repeat the difference.
+_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#7F7F7F", "#D55E00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "*", "X")
+_LINES = ("-", "--", "-", "--", "-.", ":", "-", "--")
+_GREYS = ("#08519c", "#3182bd", "#6baed6", "#c6dbef", "#deebf7", "#f0f0f0")
+
+
+def _style(index: int) -> dict:
+    return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "ls": _LINES[index % len(_LINES)]}
+
+
+def _figure(width: float, height: float, columns: int = 1, **grid) -> tuple[Figure, Sequence]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False, **grid)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _log_axis(axis) -> None:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return out.getvalue()
+
+
+def _need(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise ValueError("rows must not be empty")
+
+
+def accuracy_against_cost(rows: Sequence[Row]) -> bytes:
+    """Return a PNG: accuracy (with its 95 % interval) against mean latency, multiply-adds and bytes; up and left is better."""
+    _need(rows)
+    figure, axes = _figure(12, 4.6, columns=3, sharey=True)
+    costs = (
+        ("mean latency (ms, log scale)", lambda r: 1e3 * r.mean, "log"),
+        ("multiply-adds (% of the full network)", lambda r: 100 * r.macs, "linear"),
+        ("bytes on the wire per sample (log above 100)", lambda r: r.wire_bytes, "symlog"),
+    )
+    for axis, (label, cost, scale) in zip(axes, costs, strict=True):
+        for index, row in enumerate(rows):
+            x = cost(row)
+            if not math.isfinite(x):
+                continue
+            low, high = row.interval
+            style = _style(index)
+            bars = [[100 * (row.accuracy - low)], [100 * (high - row.accuracy)]]
+            axis.errorbar([x], [100 * row.accuracy], yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1, alpha=0.35)
+            axis.plot([x], [100 * row.accuracy], ls="", marker=style["marker"], color=style["color"], markersize=9, markeredgecolor="white")
+        if scale == "log":
+            _log_axis(axis)
+        elif scale == "symlog":
+            axis.set_xscale("symlog", linthresh=100)
+            axis.set_xlim(left=-10)
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        else:
+            axis.set_xlim(0, max(105.0, *(100 * r.macs for r in rows if math.isfinite(r.macs))))
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("accuracy (%), bar: 95 % interval")
+    handles = [
+        Line2D([], [], ls="", marker=_style(i)["marker"], color=_style(i)["color"], markersize=8, label=row.name) for i, row in enumerate(rows)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(rows)), frameon=False)
+    return _png(figure)
+
+
+def latency_distribution(rows: Sequence[Row], deadline: float | None = None) -> bytes:
+    """Return a PNG: share of the samples answered within t, per row (empirical distribution, log time), and the deadline."""
+    _need(rows)
+    figure, (axis,) = _figure(10, 5.2)
+    for index, row in enumerate(rows):
+        seconds = np.sort([x for x in row.latency if math.isfinite(x)])
+        if not len(seconds):
+            continue
+        style = _style(index)
+        share = np.arange(1, len(seconds) + 1) / row.samples
+        label = f"{row.name}: p50 {1e3 * row.percentile(50):.1f}, p99 {1e3 * row.percentile(99):.1f} ms"
+        axis.step(1e3 * seconds, 100 * share, where="post", color=style["color"], ls=style["ls"], linewidth=1.8, label=label)
+    if deadline is not None:
+        axis.axvline(1e3 * deadline, color="#b00000", linewidth=1, ls=":")
+        axis.annotate(
+            f"deadline {1e3 * deadline:g} ms", (1e3 * deadline, 3), xytext=(4, 0), textcoords="offset points", color="#b00000", fontsize=9
+        )
+    _log_axis(axis)
+    axis.set_ylim(0, 101)
+    axis.set_xlabel("latency (ms, log scale)")
+    axis.set_ylabel("samples answered within (%)")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def exit_histogram(rows: Sequence[Row], exit_names: Sequence[str]) -> bytes:
+    """Return a PNG: the share of the samples of each row that ended at each exit; the last one is the end of the network."""
+    _need(rows)
+    figure, (axis,) = _figure(10, 1.2 + 0.42 * len(rows))
+    places = np.arange(len(rows))
+    left = np.zeros(len(rows))
+    names = [*exit_names, "end of the network"]
+    for exit, name in enumerate(names):
+        share = np.asarray([100 * row.exits[exit] / row.samples for row in rows])
+        colour = _GREYS[exit % len(_GREYS)]
+        axis.barh(places, share, left=left, color=colour, edgecolor="white", label=name, height=0.72)
+        for place, (start, width) in enumerate(zip(left, share, strict=True)):
+            if width >= 5:
+                axis.text(start + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=8.5, color="white" if exit < 2 else "#222222")
+        left += share
+    axis.set_yticks(places, [row.name for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.grid(False, axis="y")
+    axis.set_xlabel("samples (%) by the exit that answered")
+    figure.legend(loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    return _png(figure)
