@@ -1,0 +1,231 @@
+"""The Scheduler that users hold: checks what it is given, then asks the C++ core (csrc/sched) or its twin."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastee.errors import BackendUnavailable, did_you_mean
+from fastee.scheduling import twin
+from fastee.scheduling.decision import Action, Decision
+from fastee.scheduling.profile import Profile
+from fastee.scheduling.qos import QoS
+
+try:
+    from fastee import _C
+except ImportError as error:  # FASTEE_BUILD=none, or not built yet
+    _C, _WHY_NOT = None, str(error)
+else:
+    _WHY_NOT = ""
+
+POLICIES = ("deadline", "threshold")
+_MAX_TASKS, _MAX_BATCH, _MAX_LENGTH, _MAX_BYTES = 1 << 24, 1 << 30, 1 << 40, 1 << 50
+_INT64 = (1 << 63) - 1
+
+
+class Scheduler:
+    """Decides per task, for one node: EXIT, CONTINUE here, OFFLOAD to a node with a codec, or REJECT.
+
+    `profile`, `qos`: copied in. `policy`: "deadline" or "threshold". `thresholds`: one score per exit, +inf switches an exit off;
+    None only with a gain table (then no score alone is enough). `node`: index of the node that decides; `home`: the node that
+    wants the answer. `hosts` [S, N] bool: which node may run which segment (None: all). `max_tasks`: live tasks at once.
+    `native`: True demands the C++ core, False takes the Python twin, None takes what is there; both decide bit for bit alike.
+
+    Times are int64 nanoseconds that the caller hands in; a clock that runs backwards is held and counted. A handle of a task that has ended
+    is harmless: `decide` answers REJECT, `finish` False, and `snapshot()["stale"]` counts it. EXIT and REJECT end a task;
+    `finish` ends one in any other way (its answer came from elsewhere, it was cancelled). One thread at a time.
+
+    >>> prof = Profile(nodes=("here",), batch_sizes=(1,), mean=[[[.001]], [[.002]]], spread=[[[0]], [[0]]], codecs=("raw",),
+    ...                wire_bytes=[[784], [4096]], codec_seconds=[[0], [0]], bandwidth=[[0]], delay=[[0]])
+    >>> sched = Scheduler(prof, QoS(deadline=0.02), thresholds=[0.9])
+    >>> task = sched.admit(now=0)
+    >>> sched.decide(task, 0, 0.5, 1_000_000), sched.decide(task, 0, 0.95, 1_000_000)
+    (Decision(CONTINUE, node=0), Decision(EXIT, node=0))
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        qos: QoS,
+        policy: str = "deadline",
+        thresholds: Sequence[float] | None = None,
+        node: int = 0,
+        hosts=None,
+        max_tasks: int = 65536,
+        *,
+        home: int = 0,
+        answer_bytes: int = 64,
+        native: bool | None = None,
+    ):
+        if not isinstance(profile, Profile):
+            raise TypeError(f"Scheduler: profile must be a Profile, got {type(profile).__name__}")
+        if not isinstance(qos, QoS):
+            raise TypeError(f"Scheduler: qos must be a QoS, got {type(qos).__name__}")
+        if policy not in POLICIES:
+            raise ValueError(f"Scheduler: policy must be one of {list(POLICIES)}, got {policy!r}{did_you_mean(str(policy), POLICIES)}")
+        if native and _C is None:
+            raise BackendUnavailable(f"Scheduler: the C++ core is not there ({_WHY_NOT}); build it with `make build`")
+        self.profile, self.qos, self.policy = profile, qos, policy
+        self.node = _int("Scheduler", "node", node, 0, len(profile.nodes) - 1)
+        self.home = _int("Scheduler", "home", home, 0, len(profile.nodes) - 1)
+        self.max_tasks = _int("Scheduler", "max_tasks", max_tasks, 1, _MAX_TASKS)
+        self.thresholds = _thresholds(thresholds, profile)
+        self._top_exit, self._top_node = profile.num_exits, len(profile.nodes) - 1
+        self.native = _C is not None if native is None else bool(native)
+        config = {
+            "batch_sizes": list(profile.batch_sizes), "mean": profile.mean, "spread": profile.spread, "wire_bytes": profile.wire_bytes,
+            "codec_seconds": profile.codec_seconds, "bandwidth": profile.bandwidth, "delay": profile.delay,
+            "gain": profile.gain, "gain_range": profile.gain_range, "hosts": _hosts(hosts, profile),
+            "thresholds": np.asarray(self.thresholds, np.float32).astype(np.float64), "deadline": qos.deadline_ns,
+            "quantile": qos.quantile, "cost_weight": qos.cost_weight, "max_drop": math.inf if qos.max_drop is None else qos.max_drop,
+            "answer_bytes": _int("Scheduler", "answer_bytes", answer_bytes, 0, _MAX_BYTES),
+            "policy": policy, "node": self.node, "home": self.home, "max_tasks": self.max_tasks,
+        }  # fmt: skip
+        if not self.native:
+            self._core = twin.Core({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in config.items()})
+            return
+        self._core = _C.Scheduler(config)
+        answers = [Decision(Action.EXIT, self.node), Decision(Action.EXIT, self.node, forced=True), Decision(Action.CONTINUE, self.node),
+                   Decision(Action.REJECT)]
+        answers += [Decision(Action.OFFLOAD, n, c) for n in range(len(profile.nodes)) for c in range(len(profile.codecs))]
+        # Bound C functions in the instance shadow the methods below: 4 times cheaper than a Python frame in between.
+        self.__dict__.update(self._core.bind(answers))
+
+    def admit(self, now: int, deadline: int | None = None, segment: int = 0) -> int:
+        """Take a task in; returns its handle, or -1 when the deadline (ns, absolute) is past or `max_tasks` are live.
+
+        `deadline=None` means `now + qos.deadline`. `segment` is the next segment to run; the heads before it count as answered.
+        """
+        now = _int64("admit", "now", now)
+        deadline = None if deadline is None else _int64("admit", "deadline", deadline)
+        return self._core.admit(now, deadline, _int("admit", "segment", segment, 0, self._top_exit))
+
+    def decide(self, task: int, exit: int, confidence: float, now: int) -> Decision:
+        """Decide after exit `exit` (0-based; K = the network's end; -1 = on arrival) answered with score `confidence`.
+
+        NaN never exits early; at the end of the network the answer is EXIT whatever the score is. `node` of the Decision is
+        where the task goes on.
+        """
+        task = _int64("decide", "task", task)
+        exit = _int("decide", "exit", exit, -1, self._top_exit)
+        return Decision.from_code(self._core.decide(task, exit, _float("decide", "confidence", confidence), _int64("decide", "now", now)))
+
+    def decide_batch(self, tasks, exit: int, confidences, now: int) -> np.ndarray:
+        """Decide for rows that travel together; int64 codes [B] for `Decision.from_code`, in the order of `tasks`.
+
+        `tasks` int64 [B], `confidences` float [B]. The rows that do not exit are costed as one batch on this node, and what is
+        sent earlier in the batch delays what is sent later. B = 0 gives an empty array.
+        """
+        tasks, confidences = np.asarray(tasks), np.asarray(confidences)
+        if tasks.size == 0:
+            tasks = tasks.astype(np.int64)
+        if tasks.dtype.kind not in "iu":
+            raise TypeError(f"decide_batch: tasks must be int64, got {tasks.dtype}")
+        if confidences.dtype.kind not in "fiu":
+            raise TypeError(f"decide_batch: confidences must be float, got {confidences.dtype}")
+        if tasks.ndim != 1 or tasks.shape != confidences.shape:
+            raise ValueError(f"decide_batch: tasks and confidences must both be [B], got {list(tasks.shape)} and {list(confidences.shape)}")
+        exit = _int("decide_batch", "exit", exit, -1, self._top_exit)
+        now = _int64("decide_batch", "now", now)
+        tasks = np.ascontiguousarray(tasks, dtype=np.int64)
+        confidences = np.ascontiguousarray(confidences, dtype=np.float64)
+        if self.native:
+            return self._core.decide_batch(tasks, exit, confidences, now)
+        return np.array(self._core.decide_batch(tasks.tolist(), exit, confidences.tolist(), now), dtype=np.int64)
+
+    def observe(self, segment: int, node: int, batch: int, duration_ns: int) -> None:
+        """Correct the cost of a segment (with its head) on a node by one measured run of `batch` rows."""
+        segment = _int("observe", "segment", segment, 0, self._top_exit)
+        node = _int("observe", "node", node, 0, self._top_node)
+        batch = _int("observe", "batch", batch, 1, _MAX_BATCH)
+        self._core.observe(segment, node, batch, _int("observe", "duration_ns", duration_ns, 1, _INT64))
+
+    def observe_link(self, src: int, dst: int, nbytes: int, duration_ns: int) -> None:
+        """Correct the rate of the link src -> dst by one transfer; a message too short to tell the rate is ignored (counted)."""
+        src = _int("observe_link", "src", src, 0, self._top_node)
+        dst = _int("observe_link", "dst", dst, 0, self._top_node)
+        nbytes = _int("observe_link", "nbytes", nbytes, 1, _MAX_BYTES)
+        self._core.observe_link(src, dst, nbytes, _int("observe_link", "duration_ns", duration_ns, 1, _INT64))
+
+    def observe_queue(self, node: int, length: int) -> None:
+        """Tell how many tasks wait at a node."""
+        node = _int("observe_queue", "node", node, 0, self._top_node)
+        self._core.observe_queue(node, _int("observe_queue", "length", length, 0, _MAX_LENGTH))
+
+    def set_node_up(self, node: int, up: bool) -> None:
+        """Take a node out of (or back into) every choice."""
+        self._core.set_node_up(_int("set_node_up", "node", node, 0, self._top_node), bool(up))
+
+    def set_link_up(self, src: int, dst: int, up: bool) -> None:
+        """Take a link out of (or back into) every choice; a link of bandwidth 0 stays down."""
+        src = _int("set_link_up", "src", src, 0, self._top_node)
+        self._core.set_link_up(src, _int("set_link_up", "dst", dst, 0, self._top_node), bool(up))
+
+    def finish(self, task: int) -> bool:
+        """End a task whose answer came from elsewhere or that was cancelled; False when it had already ended."""
+        return self._core.finish(_int64("finish", "task", task))
+
+    def snapshot(self) -> dict:
+        """Counters, the corrections learned so far and the two tables that decisions read; a copy, plain Python values.
+
+        admitted == exits + rejected + finished + live, always. `next_answer_ns` [S, N]: time until the next answer is at home,
+        met with the QoS hit rate; `completion_ns` [S, N]: expected time until the task ends; both one row, empty queues.
+        """
+        return self._core.snapshot()
+
+
+def _int(call: str, name: str, value, low: int, high: int) -> int:
+    number = _int64(call, name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{call}: {name} must be in {low}..{high}, got {number}")
+    return number
+
+
+def _int64(call: str, name: str, value) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{call}: {name} must be an int, got {type(value).__name__}") from None
+    if not -_INT64 - 1 <= number <= _INT64:
+        raise ValueError(f"{call}: {name} must fit in 64 bits, got {str(number)[:40]}")
+    return number
+
+
+def _float(call: str, name: str, value) -> float:
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        raise TypeError(f"{call}: {name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _thresholds(thresholds, profile: Profile) -> list[float]:
+    if thresholds is None:
+        if profile.gain is None and profile.num_exits:
+            raise ValueError(f"Scheduler: thresholds must hold {profile.num_exits} scores, got None (only a profile with a gain table goes without)")
+        return [float(np.finfo(np.float32).max)] * profile.num_exits
+    try:
+        values = [float(t) for t in thresholds]
+    except (TypeError, ValueError):
+        raise TypeError(f"Scheduler: thresholds must be a sequence of numbers, got {type(thresholds).__name__}") from None
+    if len(values) != profile.num_exits:
+        raise ValueError(f"Scheduler: thresholds must hold {profile.num_exits} scores, one per exit, got {len(values)}")
+    for i, value in enumerate(values):
+        if math.isnan(value):
+            raise ValueError(f"Scheduler: thresholds[{i}] must not be NaN (+inf switches an exit off)")
+    return values
+
+
+def _hosts(hosts, profile: Profile) -> np.ndarray:
+    shape = (profile.num_segments, len(profile.nodes))
+    if hosts is None:
+        return np.ones(shape, dtype=bool)
+    array = np.array(hosts)
+    if array.dtype != bool:
+        raise TypeError(f"Scheduler: hosts must be bool [S, N], got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"Scheduler: hosts must have shape [S, N] = {list(shape)}, got {list(array.shape)}")
+    if not array.any(axis=1).all():
+        raise ValueError(f"Scheduler: segment {int(np.argmin(array.any(axis=1)))} has no host")
+    return array
