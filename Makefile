@@ -18,7 +18,7 @@ dev: build ## an editable install with native parts built in place
 # In place, incremental, and one build at a time: several shells may share the tree.
 build: $(VENV)/.installed
 	flock .build.lock sh -c '\
-	  cmake -S . -B build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >build.log 2>&1 \
+	  cmake -S . -B build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DFASTEE_WERROR=$(or $(WERROR),OFF) >build.log 2>&1 \
 	    || { cat build.log; exit 1; }; \
 	  $(CURDIR)/$(VENV)/bin/ninja -C build -k 0 --quiet'
 

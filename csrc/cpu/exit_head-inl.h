@@ -1,0 +1,96 @@
+// exit_head: pool + norm + linear + statistics + rule, a chunk of rows at a time. Nothing of size [B, D] or [B, C] leaves the cache
+// unless the caller asked for the logits. Floor: one read of the activation and of the weights (per chunk of rows).
+#pragma once
+#include "cpu/linear-inl.h"
+#include "cpu/pool-inl.h"
+#include "cpu/row_stats-inl.h"
+
+namespace fastee::cpu::FASTEE_ISA {
+
+FASTEE_INLINE void normalize(const HeadArgs& a, float* x, int64_t n) {
+  float shift = 0.0f, scale = 1.0f;
+  if (a.norm == 1 || a.norm == 2) {
+    const float count = static_cast<float>(n);
+    if (a.norm == 1) {
+      V total = set1(0.0f);
+      for (int64_t i = 0; i < n; i += 16) total = add(total, load_n(x + i, n - i < 16 ? n - i : 16, 0.0f));
+      shift = sum(total) / count;
+    }
+    V squares = set1(0.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+      const int64_t k = n - i < 16 ? n - i : 16;
+      const V d = sub(load_n(x + i, k, shift), set1(shift));  // a second pass: one pass loses digits when the mean is large
+      squares = fma(d, d, squares);
+    }
+    scale = 1.0f / __builtin_sqrtf(sum(squares) / count + a.norm_eps);
+  }
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t k = n - i < 16 ? n - i : 16;
+    V v = mul(sub(load_n(x + i, k, 0.0f), set1(shift)), set1(scale));
+    if (a.norm_weight) v = mul(v, load_n(a.norm_weight + i, k, 0.0f));
+    if (a.norm_bias) v = add(v, load_n(a.norm_bias + i, k, 0.0f));
+    store_n(x + i, v, k);
+  }
+}
+
+FASTEE_INLINE float score(const HeadArgs& a, const Stats& s) {
+  switch (a.measure) {
+    case 1: return s.margin;
+    case 2: return -s.entropy;
+    case 3: return s.lse * a.temperature;
+    default: return s.max_prob;
+  }
+}
+
+FASTEE_INLINE void write(const HeadArgs& a, int64_t b, const Stats& s) {
+  a.label[b] = s.label;
+  if (a.max_prob) a.max_prob[b] = s.max_prob;
+  if (a.margin) a.margin[b] = s.margin;
+  if (a.entropy) a.entropy[b] = s.entropy;
+  if (a.lse) a.lse[b] = s.lse;
+  if (a.entropy_p2) a.entropy_p2[b] = s.entropy_p2;
+  const float u = score(a, s);
+  if (a.confidence) a.confidence[b] = u;
+  if (a.exits) a.exits[b] = u >= a.threshold && a.threshold != kInf;  // NaN compares false: it never exits
+}
+
+template <bool Second>
+FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t fs, int64_t first, int64_t rows, float* tile_memory, State* states, float* lanes) {
+  for (int64_t c = 0; c < a.classes; c += kClassTile) {
+    const int64_t n = a.classes - c < kClassTile ? a.classes - c : kClassTile;
+    float* z = a.logits ? a.logits + first * a.classes + c : tile_memory;
+    const int64_t zs = a.logits ? a.classes : round16(n);
+    linear(features, rows, fs, a.weight + c * a.weight_stride, n, a.weight_stride, a.x.features, a.bias ? a.bias + c : nullptr, z, zs, lanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      const State s = tile_state<Second>(z + r * zs, n, a.inverse_temperature);
+      states[r] = c ? merge(states[r], s, c) : s;
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) write(a, first + r, finish(states[r], Second));
+}
+
+static void exit_head(const HeadArgs& a) {
+  const int64_t most = row_chunk(a.x.features), fs = a.direct ? a.x.row_stride : round16(a.x.features);
+  const int64_t chunk = a.x.rows < most ? a.x.rows : most;
+  static_assert(kTileClasses <= 8 && kRowClasses <= 8 && sizeof(State) <= 16 * sizeof(float));
+  State states[kRowChunk];
+  alignas(64) float lanes[16 * kRowChunk * kTileClasses];
+  float* pooled = a.scratch;
+  float* tile_memory = a.scratch + (a.direct ? 0 : chunk * fs);
+  for (int64_t first = 0; first < a.x.rows; first += chunk) {
+    const int64_t rows = a.x.rows - first < chunk ? a.x.rows - first : chunk;
+    const float* features = a.x.data + first * a.x.row_stride;
+    if (!a.direct) {
+      for (int64_t r = 0; r < rows; ++r) {
+        pool_row(a.x, first + r, pooled + r * fs);
+        if (a.norm) normalize(a, pooled + r * fs, a.x.features);
+      }
+      features = pooled;
+    }
+    if (a.entropy_p2)
+      head_rows<true>(a, features, fs, first, rows, tile_memory, states, lanes);
+    else
+      head_rows<false>(a, features, fs, first, rows, tile_memory, states, lanes);
+  }
+}
+}  // namespace fastee::cpu::FASTEE_ISA

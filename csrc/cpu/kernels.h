@@ -1,0 +1,93 @@
+// What an instruction set provides: one table of functions on raw pointers. No STL here: isa_*.cc compile this with their own
+// -m flags, and an inline function of theirs must never become everybody's copy.
+#pragma once
+#include <cstdint>
+
+namespace fastee::cpu {
+
+// An activation seen as rows x inner x features with element strides; the pools reduce `inner`.
+struct Activation {
+  const float* data;
+  int64_t rows, features, inner;
+  int64_t row_stride, feature_stride, inner_stride;
+  const uint8_t* mask;  // [rows, inner] or null
+  int64_t mask_stride;
+};
+
+struct HeadArgs {
+  Activation x;
+  bool direct;  // no pool and contiguous features: the rows are the features
+  int norm;     // fastee_norm_kind
+  float norm_eps;
+  const float *norm_weight, *norm_bias;  // [D] or null
+  const float* weight;                   // [C, D], rows weight_stride apart
+  int64_t classes, weight_stride;
+  const float* bias;  // [C] or null
+  float inverse_temperature;
+  int measure;  // fastee_measure; energy is temperature * lse
+  float temperature, threshold;
+  int64_t* label;
+  float *max_prob, *margin, *entropy, *lse, *entropy_p2, *confidence, *logits;
+  uint8_t* exits;
+  float* scratch;  // head_scratch(...) floats
+};
+
+struct RowStatsArgs {
+  const float* logits;
+  int64_t rows, classes, row_stride;
+  float inverse_temperature;
+  int64_t* label;
+  float *max_prob, *margin, *entropy, *lse, *entropy_p2;
+};
+
+struct QuantizeArgs {
+  const float* x;
+  int64_t rows, row, row_stride, group;  // group divides row
+  int8_t* data;
+  int64_t data_stride;
+  float* scale;  // [rows, row / group]
+};
+
+struct DequantizeArgs {
+  const int8_t* data;
+  int64_t rows, row, data_stride, group;
+  const float* scale;
+  float* out;
+  int64_t out_stride;
+};
+
+struct Kernels {
+  const char* name;
+  void (*pool)(const Activation& x, float* out, int64_t out_stride);
+  void (*exit_head)(const HeadArgs& args);
+  void (*row_stats)(const RowStatsArgs& args);
+  int64_t (*compact)(const uint8_t* mask, int64_t n, int64_t stride, uint8_t flip, int64_t* index);  // -> count
+  void (*quantize_rows)(const QuantizeArgs& args);
+  void (*dequantize_rows)(const DequantizeArgs& args);
+};
+
+// Rows are walked in chunks whose features stay in the L2 cache, classes in tiles of fixed size: the tile decides the order in
+// which states are merged, so it must not depend on the batch or on the machine.
+constexpr int64_t kClassTile = 1024;
+constexpr int64_t kRowChunk = 64;
+
+constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+constexpr int64_t row_chunk(int64_t features) {
+  int64_t fit = (256 << 10) / (4 * round16(features));
+  return fit < 8 ? 8 : fit > kRowChunk ? kRowChunk : fit;
+}
+// Floats of working memory of exit_head: pooled features, one tile of logits, one merged state (7 numbers) per row.
+constexpr int64_t head_scratch(int64_t rows, int64_t features, int64_t classes) {
+  int64_t chunk = rows < row_chunk(features) ? rows : row_chunk(features);
+  int64_t tile = round16(classes < kClassTile ? classes : kClassTile);
+  return chunk * (round16(features) + tile + 16) + 1024;
+}
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+const Kernels& kernels();  // the table in use (core/dispatch.cc)
+}  // namespace fastee::cpu

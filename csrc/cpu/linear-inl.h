@@ -1,0 +1,88 @@
+// Products of rows with classes. Every dot product is summed the same way wherever it stands: sixteen lanes walk the features in
+// order with fused multiply-adds, then one fixed tree. Tiles, blocks and batch sizes change only which products share loads,
+// never a product's value; that is what makes a row's decision independent of its batch.
+#pragma once
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace fastee::cpu::FASTEE_ISA {
+
+// Accumulate features [k, k + n) of R rows x C classes into acc (sixteen lanes each).
+template <int R, int C>
+FASTEE_INLINE void accumulate(const float* x, int64_t xs, const float* w, int64_t ws, int64_t n, V (&acc)[R][C]) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    V a[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) a[r] = load(x + r * xs + i);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const V b = load(w + c * ws + i);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][c] = fma(a[r], b, acc[r][c]);
+    }
+  }
+  if (i < n) {
+    V a[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) a[r] = load_n(x + r * xs + i, n - i, 0.0f);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const V b = load_n(w + c * ws + i, n - i, 0.0f);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][c] = fma(a[r], b, acc[r][c]);
+    }
+  }
+}
+
+// Features are walked in blocks of 1024 (4 KB a row) so that a block of classes stays in the L1 cache while all rows of the
+// chunk pass; between blocks the lanes rest in `lanes`, unreduced, so the order of summation stays the same.
+constexpr int64_t kFeatureBlock = 1024;
+
+template <int R, int C>
+FASTEE_INLINE void tile(const float* x, int64_t xs, const float* w, int64_t ws, int64_t n, float* lanes, bool first, bool last, const float* bias, float* z,
+                        int64_t zs) {
+  V acc[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) acc[r][c] = first ? set1(0.0f) : load(lanes + 16 * (r * C + c));
+  accumulate<R, C>(x, xs, w, ws, n, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      if (last)
+        z[r * zs + c] = sum(acc[r][c]) + (bias ? bias[c] : 0.0f);
+      else
+        store(lanes + 16 * (r * C + c), acc[r][c]);
+    }
+}
+
+template <int C>
+FASTEE_INLINE void class_block(const float* x, int64_t rows, int64_t xs, const float* w, int64_t ws, int64_t features, const float* bias, float* z, int64_t zs,
+                               float* lanes) {
+  for (int64_t k = 0; k < features; k += kFeatureBlock) {
+    const bool first = k == 0, last = k + kFeatureBlock >= features;
+    const int64_t n = last ? features - k : kFeatureBlock;
+    int64_t r = 0;
+    for (; r + kTileRows <= rows; r += kTileRows)
+      tile<kTileRows, C>(x + r * xs + k, xs, w + k, ws, n, lanes + 16 * r * C, first, last, bias, z + r * zs, zs);
+    for (; r < rows; ++r) tile<1, C>(x + r * xs + k, xs, w + k, ws, n, lanes + 16 * r * C, first, last, bias, z + r * zs, zs);
+  }
+}
+
+// z[r, c] = x[r] . w[c] + bias[c]; `lanes` holds 16 * rows * max(kTileClasses, kRowClasses) floats.
+FASTEE_INLINE void linear(const float* x, int64_t rows, int64_t xs, const float* w, int64_t classes, int64_t ws, int64_t features, const float* bias, float* z,
+                          int64_t zs, float* lanes) {
+  int64_t c = 0;
+  if (rows == 1) {
+    for (; c + kRowClasses <= classes; c += kRowClasses)
+      tile<1, kRowClasses>(x, xs, w + c * ws, ws, features, lanes, true, true, bias ? bias + c : nullptr, z + c, zs);
+  } else {
+    for (; c + kTileClasses <= classes; c += kTileClasses)
+      class_block<kTileClasses>(x, rows, xs, w + c * ws, ws, features, bias ? bias + c : nullptr, z + c, zs, lanes);
+  }
+  for (; c < classes; ++c) class_block<1>(x, rows, xs, w + c * ws, ws, features, bias ? bias + c : nullptr, z + c, zs, lanes);
+}
+}  // namespace fastee::cpu::FASTEE_ISA

@@ -1,0 +1,67 @@
+// pool: [rows, inner, features] -> [rows, features]. Two layouts: inner contiguous (NCHW) and features contiguous (channels-last,
+// tokens). Floor: one read of the activation.
+#pragma once
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace fastee::cpu::FASTEE_ISA {
+
+// Sums of F vectors of n contiguous floats, `stride` apart; F chains in flight hide the adds' latency.
+template <int F>
+FASTEE_INLINE void sums(const float* p, int64_t stride, int64_t n, float scale, float* out) {
+  V acc[F];
+  for (int f = 0; f < F; ++f) acc[f] = set1(0.0f);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) acc[f] = add(acc[f], load(p + f * stride + i));
+  if (i < n)
+    for (int f = 0; f < F; ++f) acc[f] = add(acc[f], load_n(p + f * stride + i, n - i, 0.0f));
+  for (int f = 0; f < F; ++f) out[f] = sum(acc[f]) * scale;
+}
+
+FASTEE_INLINE void pool_inner_contiguous(const Activation& x, const float* row, float* out) {
+  const float scale = 1.0f / static_cast<float>(x.inner);
+  int64_t d = 0;
+  for (; d + 8 <= x.features; d += 8) sums<8>(row + d * x.feature_stride, x.feature_stride, x.inner, scale, out + d);
+  for (; d < x.features; ++d) sums<1>(row + d * x.feature_stride, x.feature_stride, x.inner, scale, out + d);
+}
+
+FASTEE_INLINE void pool_features_contiguous(const Activation& x, const float* row, const uint8_t* mask, float* out) {
+  int64_t kept = x.inner;
+  if (mask) {
+    kept = 0;
+    for (int64_t i = 0; i < x.inner; ++i) kept += mask[i] != 0;
+  }
+  const V scale = set1(1.0f / static_cast<float>(kept));  // no token: 0 * inf = NaN, a row that never exits
+  int64_t d = 0;
+  for (; d + 64 <= x.features; d += 64) {
+    V acc[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
+    for (int64_t i = 0; i < x.inner; ++i) {
+      if (mask && !mask[i]) continue;
+      const float* p = row + i * x.inner_stride + d;
+      for (int j = 0; j < 4; ++j) acc[j] = add(acc[j], load(p + 16 * j));
+    }
+    for (int j = 0; j < 4; ++j) store(out + d + 16 * j, mul(acc[j], scale));
+  }
+  for (; d < x.features; d += 16) {
+    const int64_t n = x.features - d < 16 ? x.features - d : 16;
+    V acc = set1(0.0f);
+    for (int64_t i = 0; i < x.inner; ++i)
+      if (!mask || mask[i]) acc = add(acc, load_n(row + i * x.inner_stride + d, n, 0.0f));
+    store_n(out + d, mul(acc, scale), n);
+  }
+}
+
+FASTEE_INLINE void pool_row(const Activation& x, int64_t b, float* out) {
+  const float* row = x.data + b * x.row_stride;
+  if (x.feature_stride == 1)
+    pool_features_contiguous(x, row, x.mask ? x.mask + b * x.mask_stride : nullptr, out);
+  else
+    pool_inner_contiguous(x, row, out);
+}
+
+static void pool(const Activation& x, float* out, int64_t out_stride) {
+  for (int64_t b = 0; b < x.rows; ++b) pool_row(x, b, out + b * out_stride);
+}
+}  // namespace fastee::cpu::FASTEE_ISA

@@ -1,0 +1,185 @@
+// Sixteen float lanes on every machine: one zmm, two ymm, or an array. Included by isa_*.cc only, with FASTEE_ISA naming the
+// namespace and FASTEE_SIMD_{AVX512,AVX2} the registers.
+//
+// Why always sixteen: an algorithm over sixteen logical lanes with explicit fused multiply-adds and fixed trees gives the same
+// bits on every instruction set, so an exit decision never depends on the machine that took it. (-ffp-contract=off keeps the
+// compiler from fusing more.) The scalar build pays for that with a libm fmaf per lane; it is for machines before 2013.
+#pragma once
+#include <cstdint>
+#if defined(FASTEE_SIMD_AVX512) || defined(FASTEE_SIMD_AVX2)
+#include <immintrin.h>
+#endif
+
+#define FASTEE_INLINE static inline __attribute__((always_inline))
+
+namespace fastee::cpu::FASTEE_ISA {
+
+#if defined(FASTEE_SIMD_AVX512)
+
+using V = __m512;
+constexpr int kTileRows = 4, kTileClasses = 4, kRowClasses = 8;  // 16 accumulators of 32 registers; 8 hide the latency of one row
+
+FASTEE_INLINE V set1(float a) { return _mm512_set1_ps(a); }
+FASTEE_INLINE V iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+FASTEE_INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
+FASTEE_INLINE V load_n(const float* p, int64_t n, float fill) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << n) - 1), p);
+}
+FASTEE_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a); }
+FASTEE_INLINE void store_n(float* p, V a, int64_t n) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a); }
+FASTEE_INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }
+FASTEE_INLINE V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+FASTEE_INLINE V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+FASTEE_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+FASTEE_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
+FASTEE_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
+FASTEE_INLINE V abs(V a) { return _mm512_abs_ps(a); }
+FASTEE_INLINE V select_gt(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes); }
+FASTEE_INLINE V select_eq(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), no, yes); }
+FASTEE_INLINE V select_not_lt(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), no, yes); }
+FASTEE_INLINE V scale_by_low_bits(V p, V bits) {  // p * 2^k, k in the low bits of `bits`
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(bits), 23)));
+}
+FASTEE_INLINE void store_low_bytes(int8_t* p, V bits) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(bits))); }
+FASTEE_INLINE V load_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))); }
+FASTEE_INLINE __m256 upper(V a) { return _mm512_extractf32x8_ps(a, 1); }
+FASTEE_INLINE __m256 lower(V a) { return _mm512_castps512_ps256(a); }
+
+#elif defined(FASTEE_SIMD_AVX2)
+
+struct V {
+  __m256 lo, hi;
+};
+constexpr int kTileRows = 2, kTileClasses = 2, kRowClasses = 4;  // 8 of 16 registers accumulate, 6 hold operands
+
+FASTEE_INLINE V set1(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+FASTEE_INLINE V iota() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15)}; }
+FASTEE_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+FASTEE_INLINE __m256i first(int64_t n) {  // lanes below n are all ones
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTEE_INLINE V load_n(const float* p, int64_t n, float fill) {
+  const __m256i lo = first(n), hi = first(n - 8);
+  const __m256 f = _mm256_set1_ps(fill);
+  return {_mm256_blendv_ps(f, _mm256_maskload_ps(p, lo), _mm256_castsi256_ps(lo)), _mm256_blendv_ps(f, _mm256_maskload_ps(p + 8, hi), _mm256_castsi256_ps(hi))};
+}
+FASTEE_INLINE void store(float* p, V a) { _mm256_storeu_ps(p, a.lo), _mm256_storeu_ps(p + 8, a.hi); }
+FASTEE_INLINE void store_n(float* p, V a, int64_t n) { _mm256_maskstore_ps(p, first(n), a.lo), _mm256_maskstore_ps(p + 8, first(n - 8), a.hi); }
+FASTEE_INLINE V add(V a, V b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+FASTEE_INLINE V sub(V a, V b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+FASTEE_INLINE V mul(V a, V b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+FASTEE_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+FASTEE_INLINE V max(V a, V b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+FASTEE_INLINE V min(V a, V b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+FASTEE_INLINE V abs(V a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+FASTEE_INLINE V select_gt(V a, V b, V y, V n) {
+  return {_mm256_blendv_ps(n.lo, y.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)), _mm256_blendv_ps(n.hi, y.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))};
+}
+FASTEE_INLINE V select_eq(V a, V b, V y, V n) {
+  return {_mm256_blendv_ps(n.lo, y.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ)), _mm256_blendv_ps(n.hi, y.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ))};
+}
+FASTEE_INLINE V select_not_lt(V a, V b, V y, V n) {
+  return {_mm256_blendv_ps(n.lo, y.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ)), _mm256_blendv_ps(n.hi, y.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ))};
+}
+FASTEE_INLINE __m256 scale_half(__m256 p, __m256 bits) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(bits), 23)));
+}
+FASTEE_INLINE V scale_by_low_bits(V p, V bits) { return {scale_half(p.lo, bits.lo), scale_half(p.hi, bits.hi)}; }
+FASTEE_INLINE void store_low_bytes(int8_t* p, V bits) {
+  const __m256i pick = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i lo = _mm256_shuffle_epi8(_mm256_castps_si256(bits.lo), pick), hi = _mm256_shuffle_epi8(_mm256_castps_si256(bits.hi), pick);
+  const __m128i a = _mm_unpacklo_epi32(_mm256_castsi256_si128(lo), _mm256_extracti128_si256(lo, 1));
+  const __m128i b = _mm_unpacklo_epi32(_mm256_castsi256_si128(hi), _mm256_extracti128_si256(hi, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi64(a, b));
+}
+FASTEE_INLINE V load_i8(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+FASTEE_INLINE __m256 upper(V a) { return a.hi; }
+FASTEE_INLINE __m256 lower(V a) { return a.lo; }
+
+#else
+
+struct V {
+  float a[16];
+};
+constexpr int kTileRows = 2, kTileClasses = 2, kRowClasses = 4;
+
+#define FASTEE_LANES for (int i = 0; i < 16; ++i)
+FASTEE_INLINE uint32_t bits_of(float f) { uint32_t u; __builtin_memcpy(&u, &f, 4); return u; }
+FASTEE_INLINE float of_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
+FASTEE_INLINE V set1(float a) { V r; FASTEE_LANES r.a[i] = a; return r; }
+FASTEE_INLINE V iota() { V r; FASTEE_LANES r.a[i] = static_cast<float>(i); return r; }
+FASTEE_INLINE V load(const float* p) { V r; FASTEE_LANES r.a[i] = p[i]; return r; }
+FASTEE_INLINE V load_n(const float* p, int64_t n, float fill) { V r; FASTEE_LANES r.a[i] = i < n ? p[i] : fill; return r; }
+FASTEE_INLINE void store(float* p, V a) { FASTEE_LANES p[i] = a.a[i]; }
+FASTEE_INLINE void store_n(float* p, V a, int64_t n) { for (int i = 0; i < n; ++i) p[i] = a.a[i]; }
+FASTEE_INLINE V add(V a, V b) { FASTEE_LANES a.a[i] = a.a[i] + b.a[i]; return a; }
+FASTEE_INLINE V sub(V a, V b) { FASTEE_LANES a.a[i] = a.a[i] - b.a[i]; return a; }
+FASTEE_INLINE V mul(V a, V b) { FASTEE_LANES a.a[i] = a.a[i] * b.a[i]; return a; }
+FASTEE_INLINE V fma(V a, V b, V c) { FASTEE_LANES a.a[i] = __builtin_fmaf(a.a[i], b.a[i], c.a[i]); return a; }
+FASTEE_INLINE V max(V a, V b) { FASTEE_LANES a.a[i] = a.a[i] > b.a[i] ? a.a[i] : b.a[i]; return a; }
+FASTEE_INLINE V min(V a, V b) { FASTEE_LANES a.a[i] = a.a[i] < b.a[i] ? a.a[i] : b.a[i]; return a; }
+FASTEE_INLINE V abs(V a) { FASTEE_LANES a.a[i] = __builtin_fabsf(a.a[i]); return a; }
+FASTEE_INLINE V select_gt(V a, V b, V y, V n) { FASTEE_LANES n.a[i] = a.a[i] > b.a[i] ? y.a[i] : n.a[i]; return n; }
+FASTEE_INLINE V select_eq(V a, V b, V y, V n) { FASTEE_LANES n.a[i] = a.a[i] == b.a[i] ? y.a[i] : n.a[i]; return n; }
+FASTEE_INLINE V select_not_lt(V a, V b, V y, V n) { FASTEE_LANES n.a[i] = !(a.a[i] < b.a[i]) ? y.a[i] : n.a[i]; return n; }
+FASTEE_INLINE V scale_by_low_bits(V p, V bits) { FASTEE_LANES p.a[i] = of_bits(bits_of(p.a[i]) + (bits_of(bits.a[i]) << 23)); return p; }
+FASTEE_INLINE void store_low_bytes(int8_t* p, V bits) { FASTEE_LANES p[i] = static_cast<int8_t>(bits_of(bits.a[i]) & 0xff); }
+FASTEE_INLINE V load_i8(const int8_t* p) { V r; FASTEE_LANES r.a[i] = static_cast<float>(p[i]); return r; }
+
+#endif
+
+// The trees: lane i with i + 8, then + 4, + 2, + 1. The same on every instruction set.
+#if defined(FASTEE_SIMD_AVX512) || defined(FASTEE_SIMD_AVX2)
+FASTEE_INLINE float sum(V a) {
+  const __m256 h = _mm256_add_ps(lower(a), upper(a));
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+FASTEE_INLINE float highest(V a) {
+  const __m256 h = _mm256_max_ps(lower(a), upper(a));
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+#else
+FASTEE_INLINE float sum(V a) {
+  for (int w = 8; w; w /= 2)
+    for (int i = 0; i < w; ++i) a.a[i] = a.a[i] + a.a[i + w];
+  return a.a[0];
+}
+FASTEE_INLINE float highest(V a) {
+  for (int w = 8; w; w /= 2)
+    for (int i = 0; i < w; ++i) a.a[i] = a.a[i] > a.a[i + w] ? a.a[i] : a.a[i + w];
+  return a.a[0];
+}
+#endif
+FASTEE_INLINE float lowest(V a) { return -highest(sub(set1(0.0f), a)); }
+
+constexpr float kInf = __builtin_inff();
+// 1.5 * 2^23: adding it rounds to the nearest integer (half to even) and leaves that integer in the low bits.
+constexpr float kRound = 12582912.0f;
+
+// exp(u) for u <= 0: u = n ln 2 + r, |r| <= ln 2 / 2, a degree-6 minimax polynomial, then 2^n by the exponent bits. Below
+// -87.33 the result would be denormal: it is 0. Largest error found by testing every float in [-88, 0]: see tests/ops.
+FASTEE_INLINE V exp_negative(V u) {
+  const V n = add(mul(u, set1(1.44269504088896341f)), set1(kRound));
+  const V k = sub(n, set1(kRound));
+  V r = fma(k, set1(-0.693359375f), u);
+  r = fma(k, set1(2.12194440e-4f), r);
+  V p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = add(fma(mul(r, r), p, r), set1(1.0f));
+  return select_gt(u, set1(-87.33f), scale_by_low_bits(p, n), set1(0.0f));
+}
+}  // namespace fastee::cpu::FASTEE_ISA

@@ -1,0 +1,481 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
+"""The short way from Python into the C ABI: no argument parsing, no boxing, results that make their tensors on first access.
+
+A tensor reaches C through torch's DLPack exchange table (``torch.Tensor.__dlpack_c_exchange_api__``, torch >= 2.10): one C call
+that fills a DLTensor on the stack. An older torch is read through ``data_ptr()`` and ``stride()``, some 2 us slower.
+"""
+from cpython.buffer cimport PyBUF_ND
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+import os
+
+import torch
+
+from fastee.reference import RowStats
+
+cdef extern from "fastee/fastee.h" nogil:
+    ctypedef struct DLDevice:
+        int32_t device_type
+        int32_t device_id
+    ctypedef struct DLDataType:
+        uint8_t code
+        uint8_t bits
+        uint16_t lanes
+    ctypedef struct DLTensor:
+        void* data
+        DLDevice device
+        int32_t ndim
+        DLDataType dtype
+        int64_t* shape
+        int64_t* strides
+        uint64_t byte_offset
+    ctypedef int fastee_status
+    ctypedef int fastee_pool_kind
+    ctypedef int fastee_norm_kind
+    ctypedef int fastee_measure
+    ctypedef struct fastee_row_stats_out:
+        int64_t* label
+        float* max_prob
+        float* margin
+        float* entropy
+        float* lse
+        float* entropy_p2
+    ctypedef struct fastee_head:
+        fastee_pool_kind pool
+        fastee_norm_kind norm
+        fastee_measure measure
+        float norm_eps
+        float temperature
+        float threshold
+        const DLTensor* weight
+        const DLTensor* bias
+        const DLTensor* norm_weight
+        const DLTensor* norm_bias
+        const DLTensor* mask
+    ctypedef struct fastee_head_out:
+        fastee_row_stats_out stats
+        float* confidence
+        uint8_t* exits
+        float* logits
+        int64_t* index
+        int64_t* count
+    int32_t FASTEE_ABI_VERSION
+    int32_t fastee_abi_version()
+    const char* fastee_last_error()
+    const char* fastee_isa()
+    const char* fastee_isas()
+    fastee_status fastee_select_isa(const char*)
+    fastee_status fastee_pool(const DLTensor*, fastee_pool_kind, const DLTensor*, const DLTensor*, void*)
+    fastee_status fastee_row_stats(const DLTensor*, float, const fastee_row_stats_out*, void*)
+    fastee_status fastee_exit_head(const DLTensor*, const fastee_head*, const fastee_head_out*, void*)
+    fastee_status fastee_compact(const DLTensor*, int64_t*, int64_t*, void*)
+    fastee_status fastee_gather_rows(const DLTensor*, const DLTensor*, const DLTensor*, void*)
+    fastee_status fastee_scatter_rows(const DLTensor*, const DLTensor*, const DLTensor*, void*)
+    fastee_status fastee_quantize_rows(const DLTensor*, int64_t, const DLTensor*, const DLTensor*, void*)
+    fastee_status fastee_dequantize_rows(const DLTensor*, const DLTensor*, int64_t, const DLTensor*, void*)
+
+# torch's exchange table, DLPack 1.3: only the layout up to the one entry that is used here.
+ctypedef int (*FromPython)(void*, DLTensor*) noexcept
+cdef struct ExchangeTable:
+    uint32_t major
+    uint32_t minor
+    void* previous
+    void* allocate
+    void* managed_from_python
+    void* to_python
+    FromPython tensor_from_python
+    void* current_stream
+
+cdef ExchangeTable* table = NULL
+
+
+def _attach_table():
+    global table
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return
+    cdef ExchangeTable* found = <ExchangeTable*> PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+    if found.major == 1 and found.tensor_from_python != NULL:
+        table = found
+
+
+_attach_table()
+
+if fastee_abi_version() != FASTEE_ABI_VERSION:
+    raise ImportError(f"libfastee has ABI {fastee_abi_version()}, this module needs {FASTEE_ABI_VERSION}: rebuild with `make build`")
+if os.environ.get("FASTEE_CPU_ISA") and fastee_select_isa(os.environ["FASTEE_CPU_ISA"].encode()):
+    raise ValueError(fastee_last_error().decode())
+
+cdef dict _CODES = {
+    torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.int8: (0, 8),
+    torch.int16: (0, 16), torch.int32: (0, 32), torch.int64: (0, 64), torch.uint8: (1, 8), torch.bool: (6, 8),
+    torch.complex64: (5, 64), torch.complex128: (5, 128),
+}
+cdef dict _POOLS = {"mean": 0, "mean_tokens": 1, "cls": 2, "last": 3, "none": 4}
+cdef dict _NORMS = {"layer": 1, "rms": 2, "affine": 3}
+cdef dict _MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "energy": 3}
+DEF MAX_DIMS = 16
+
+
+cdef struct View:
+    DLTensor t
+    int64_t sizes[2 * MAX_DIMS]  # shape and strides of a tensor that came without the table
+
+
+cdef int view_slow(object o, View* v) except -1:
+    cdef int i, n = o.dim()
+    code = _CODES.get(o.dtype)
+    if n > MAX_DIMS or code is None or o.device.type != "cpu":
+        raise TypeError("a dense CPU tensor of a plain dtype and at most 16 dimensions is needed")
+    for i in range(n):
+        v.sizes[i] = o.shape[i]
+        v.sizes[MAX_DIMS + i] = o.stride(i)
+    v.t.data = <void*> <size_t> o.data_ptr()
+    v.t.device.device_type, v.t.device.device_id = 1, 0
+    v.t.ndim = n
+    v.t.dtype.code, v.t.dtype.bits, v.t.dtype.lanes = code[0], code[1], 1
+    v.t.shape = v.sizes
+    v.t.strides = v.sizes + MAX_DIMS
+    v.t.byte_offset = 0
+    return 0
+
+
+cdef inline int view(object o, View* v) except -1:
+    if table != NULL:
+        if table.tensor_from_python(<void*> o, &v.t) == 0:
+            return 0
+        return -1  # the table has set the Python error
+    return view_slow(o, v)
+
+
+cdef const DLTensor* view_or_null(object o, View* v) except? NULL:
+    if o is None:
+        return NULL
+    view(o, v)
+    return &v.t
+
+
+cdef int check(fastee_status status) except -1:
+    if status == 0:
+        return 0
+    text = fastee_last_error().decode()
+    if status == 2:
+        raise TypeError(text)
+    if status == 4:
+        raise MemoryError(text)
+    raise ValueError(text)
+
+
+def last_error():
+    return fastee_last_error().decode()
+
+
+def isa():
+    return fastee_isa().decode()
+
+
+def isas():
+    return fastee_isas().decode().split(",")
+
+
+def select_isa(str name):
+    """Lower the instruction set of the CPU kernels to `name` ("" = the best); raises ValueError for one that cannot run."""
+    check(fastee_select_isa(name.encode()))
+
+
+cdef class _Memory:
+    """One small allocation that tensors may share."""
+    cdef char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t shape[1]
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        self.shape[0] = self.size
+        buffer.buf = self.data
+        buffer.obj = self
+        buffer.len = self.size
+        buffer.itemsize = 1
+        buffer.readonly = 0
+        buffer.format = NULL  # unsigned bytes
+        buffer.ndim = 1
+        buffer.shape = self.shape if flags & PyBUF_ND else NULL
+        buffer.strides = NULL
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+
+cdef _Memory allocate(Py_ssize_t size):
+    cdef _Memory m = _Memory.__new__(_Memory)
+    m.data = <char*> PyMem_Malloc(size if size else 1)
+    if m.data == NULL:
+        raise MemoryError()
+    m.size = size
+    return m
+
+
+cdef object tensor_at(_Memory memory, Py_ssize_t offset, Py_ssize_t count, object dtype):
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
+
+
+cdef class HeadResult:
+    """What exit_head and exit_step found: ``.label .confidence .exits .stats .logits`` (and ``.index .count``).
+
+    Tensors are made on first access and share this object's memory; ``label_at(i)``, ``exits_at(i)`` and
+    ``confidence_at(i)`` read plain numbers without making any.
+    """
+    cdef _Memory memory
+    cdef Py_ssize_t rows, classes, at_confidence, at_stats, at_exits, at_logits, at_index
+    cdef readonly object count
+    cdef object _label, _confidence, _exits, _stats, _logits, _index
+
+    @property
+    def label(self):
+        if self._label is None:
+            self._label = tensor_at(self.memory, 0, self.rows, torch.int64)
+        return self._label
+
+    @property
+    def confidence(self):
+        if self._confidence is None:
+            self._confidence = tensor_at(self.memory, self.at_confidence, self.rows, torch.float32)
+        return self._confidence
+
+    @property
+    def exits(self):
+        if self._exits is None:
+            self._exits = tensor_at(self.memory, self.at_exits, self.rows, torch.bool)
+        return self._exits
+
+    @property
+    def stats(self):
+        if self._stats is None:
+            at, n = self.at_stats, 4 * self.rows
+            self._stats = RowStats(self.label, *[tensor_at(self.memory, at + i * n, self.rows, torch.float32) for i in range(4)])
+        return self._stats
+
+    @property
+    def logits(self):
+        if self._logits is None and self.at_logits >= 0:
+            self._logits = tensor_at(self.memory, self.at_logits, self.rows * self.classes, torch.float32).view(self.rows, self.classes)
+        return self._logits
+
+    @property
+    def index(self):
+        if self.at_index < 0:
+            raise AttributeError("exit_head has no index; exit_step has")
+        if self._index is None:
+            self._index = tensor_at(self.memory, self.at_index, self.rows, torch.int64)
+        return self._index
+
+    cdef Py_ssize_t row(self, Py_ssize_t i) except -1:
+        if i < 0 or i >= self.rows:
+            raise IndexError(f"row must lie in [0, {self.rows}), got {i}")
+        return i
+
+    def label_at(self, Py_ssize_t i):
+        return (<int64_t*> self.memory.data)[self.row(i)]
+
+    def confidence_at(self, Py_ssize_t i):
+        return (<float*> (self.memory.data + self.at_confidence))[self.row(i)]
+
+    def exits_at(self, Py_ssize_t i):
+        return (<uint8_t*> (self.memory.data + self.at_exits))[self.row(i)] != 0
+
+    def __len__(self):
+        return self.rows
+
+    def __repr__(self):
+        tail = "" if self.at_index < 0 else f", index={self.index}, count={self.count}"
+        return f"HeadResult(label={self.label}, confidence={self.confidence}, exits={self.exits}{tail})"
+
+
+def exit_head(x, weight, bias, str pool, norm, str measure, double threshold, double temperature, mask, bint logits, bint step):
+    """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why)."""
+    cdef View vx, vw, vb, vnw, vnb, vm
+    cdef fastee_head head
+    cdef fastee_head_out out
+    cdef int64_t count = 0
+    cdef HeadResult r
+    cdef Py_ssize_t rows, size
+    cdef fastee_status status
+    try:
+        head.pool = _POOLS[pool]
+        head.measure = _MEASURES[measure]
+        view(x, &vx)
+        view(weight, &vw)
+        head.bias = view_or_null(bias, &vb)
+        head.mask = view_or_null(mask, &vm)
+        head.norm, head.norm_weight, head.norm_bias, head.norm_eps = 0, NULL, NULL, 0.0
+        if norm is not None:
+            head.norm = _NORMS[norm.kind]
+            head.norm_weight = view_or_null(norm.weight, &vnw)
+            head.norm_bias = view_or_null(norm.bias, &vnb)
+            head.norm_eps = norm.eps
+    except Exception:
+        return None
+    if vx.t.ndim < 2 or vw.t.ndim != 2:
+        return None
+    head.weight = &vw.t
+    head.threshold, head.temperature = threshold, temperature
+    rows = vx.t.shape[0]
+    r = HeadResult.__new__(HeadResult)
+    r.rows, r.classes = rows, vw.t.shape[0]
+    # int64 label, int64 index, 5 x float, logits, uint8 exits
+    size = 8 * rows
+    r.at_index = -1
+    if step:
+        r.at_index, size = size, size + 8 * rows
+    r.at_confidence, r.at_stats, size = size, size + 4 * rows, size + 20 * rows
+    r.at_logits = -1
+    if logits:
+        r.at_logits, size = size, size + 4 * rows * r.classes
+    r.at_exits, size = size, size + rows
+    r.memory = allocate(size)
+    cdef char* p = r.memory.data
+    out.stats.label = <int64_t*> p
+    out.confidence = <float*> (p + r.at_confidence)
+    out.stats.max_prob = <float*> (p + r.at_stats)
+    out.stats.margin = <float*> (p + r.at_stats + 4 * rows)
+    out.stats.entropy = <float*> (p + r.at_stats + 8 * rows)
+    out.stats.lse = <float*> (p + r.at_stats + 12 * rows)
+    out.stats.entropy_p2 = NULL
+    out.logits = <float*> (p + r.at_logits) if logits else NULL
+    out.exits = <uint8_t*> (p + r.at_exits)
+    out.index = <int64_t*> (p + r.at_index) if step else NULL
+    out.count = &count if step else NULL
+    # Taking and releasing the GIL costs about 60 ns: not worth it below some 5 us of work.
+    if rows * vw.t.shape[0] * vw.t.shape[1] > 200000:
+        with nogil:
+            status = fastee_exit_head(&vx.t, &head, &out, NULL)
+    else:
+        status = fastee_exit_head(&vx.t, &head, &out, NULL)
+    if status != 0:
+        return None
+    if step:
+        r.count = count
+    return r
+
+
+
+
+cdef object stats_result(_Memory m, Py_ssize_t rows, bint second):
+    at = [tensor_at(m, 8 * rows + 4 * rows * i, rows, torch.float32) for i in range(5 if second else 4)]
+    return RowStats(tensor_at(m, 0, rows, torch.int64), *at)
+
+
+cdef int fill_stats(fastee_row_stats_out* out, _Memory m, Py_ssize_t rows, bint second) noexcept:
+    out.label = <int64_t*> m.data
+    out.max_prob = <float*> (m.data + 8 * rows)
+    out.margin, out.entropy, out.lse = out.max_prob + rows, out.max_prob + 2 * rows, out.max_prob + 3 * rows
+    out.entropy_p2 = out.max_prob + 4 * rows if second else NULL
+    return 0
+
+
+def row_stats(logits, double temperature, bint second_moment):
+    cdef View v
+    cdef fastee_row_stats_out out
+    cdef fastee_status status
+    view(logits, &v)
+    cdef Py_ssize_t rows = v.t.shape[0]
+    m = allocate(28 * rows)
+    fill_stats(&out, m, rows, second_moment)
+    with nogil:
+        status = fastee_row_stats(&v.t, temperature, &out, NULL)
+    check(status)
+    return stats_result(m, rows, second_moment)
+
+
+def linear_stats(x, weight, bias, double temperature, bint second_moment):
+    cdef View vx, vw, vb
+    cdef fastee_head head
+    cdef fastee_head_out out
+    cdef fastee_status status
+    view(x, &vx)
+    view(weight, &vw)
+    memset(&head, 0, sizeof(head))
+    memset(&out, 0, sizeof(out))
+    head.pool, head.temperature, head.weight, head.bias = 4, temperature, &vw.t, view_or_null(bias, &vb)
+    cdef Py_ssize_t rows = vx.t.shape[0]
+    m = allocate(28 * rows)
+    fill_stats(&out.stats, m, rows, second_moment)
+    with nogil:
+        status = fastee_exit_head(&vx.t, &head, &out, NULL)
+    check(status)
+    return stats_result(m, rows, second_moment)
+
+
+def pool(x, str kind, mask, out):
+    cdef View vx, vm, vo
+    cdef fastee_status status
+    view(x, &vx)
+    view(out, &vo)
+    cdef const DLTensor* m = view_or_null(mask, &vm)
+    cdef int code = _POOLS[kind]
+    with nogil:
+        status = fastee_pool(&vx.t, code, m, &vo.t, NULL)
+    check(status)
+
+
+def compact(mask, index):
+    """Fill `index` and return the number of survivors."""
+    cdef View vm, vi
+    cdef int64_t count = 0
+    cdef fastee_status status
+    view(mask, &vm)
+    view(index, &vi)
+    with nogil:
+        status = fastee_compact(&vm.t, <int64_t*> vi.t.data, &count, NULL)
+    check(status)
+    return count
+
+
+def gather_rows(x, index, out):
+    cdef View vx, vi, vo
+    cdef fastee_status status
+    view(x, &vx)
+    view(index, &vi)
+    view(out, &vo)
+    with nogil:
+        status = fastee_gather_rows(&vx.t, &vi.t, &vo.t, NULL)
+    check(status)
+
+
+def scatter_rows(out, index, rows):
+    cdef View vr, vi, vo
+    cdef fastee_status status
+    view(rows, &vr)
+    view(index, &vi)
+    view(out, &vo)
+    with nogil:
+        status = fastee_scatter_rows(&vo.t, &vi.t, &vr.t, NULL)
+    check(status)
+
+
+def quantize_rows(x, int64_t group, data, scale):
+    cdef View vx, vd, vs
+    cdef fastee_status status
+    view(x, &vx)
+    view(data, &vd)
+    view(scale, &vs)
+    with nogil:
+        status = fastee_quantize_rows(&vx.t, group, &vd.t, &vs.t, NULL)
+    check(status)
+
+
+def dequantize_rows(data, scale, int64_t group, out):
+    cdef View vd, vs, vo
+    cdef fastee_status status
+    view(data, &vd)
+    view(scale, &vs)
+    view(out, &vo)
+    with nogil:
+        status = fastee_dequantize_rows(&vd.t, &vs.t, group, &vo.t, NULL)
+    check(status)
