@@ -1,0 +1,1 @@
+"""The benchmark suite: ``python -m benchmarks list``. Method: docs/benchmarks.md; harness: fastee.testing.bench."""

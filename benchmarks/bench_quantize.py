@@ -1,0 +1,46 @@
+"""quantize_rows and dequantize_rows (int8, one scale per row) beside the same in torch, and beside a plain copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+import fastee
+from fastee.testing.bench import Case, Context, Group
+
+SHAPES = {"headline": [(1, 256, 8, 8)], "small": [(1, 256, 8, 8), (32, 256, 8, 8), (1, 768), (32, 128, 768)]}
+SHAPES["all"] = [*SHAPES["small"], (1, 64, 32, 32), (32, 64, 32, 32), (256, 4096)]
+
+
+def eager_quantize(x):
+    flat = x.flatten(1)
+    scale = flat.abs().amax(1) / 127
+    return (flat / scale[:, None]).round().to(torch.int8).view_as(x), scale
+
+
+def eager_dequantize(data, scale):
+    return data * scale.view(-1, *[1] * (data.dim() - 1))
+
+
+def cases(ctx: Context) -> Iterator[Group]:
+    for shape in SHAPES[ctx.shapes]:
+        base = torch.randn(shape, generator=torch.Generator().manual_seed(ctx.seed))
+        n, name = base.numel(), "x".join(map(str, shape))
+        inputs = ctx.rotate(lambda i, b=base: (b + 0.01 * i,), 4 * n)
+        q, (data, scale) = fastee.ops.quantize_rows(base), eager_quantize(base)
+        if (q.data.int() - data.int()).abs().max() > 1 or not torch.allclose(q.scale, scale):
+            raise RuntimeError(f"{name}: fastee and torch disagree")
+        yield Group(
+            "quantize_rows", name, "fp32->int8",
+            [Case("fastee", fastee.ops.quantize_rows, inputs, note=fastee.explain("quantize_rows", base).chosen),
+             Case("torch", eager_quantize, inputs, note="eager"), Case("copy", torch.clone, inputs, note="torch.clone of x", bytes=8 * n)],
+            bytes=5 * n, roof="copy", working_set=20 * n, bars=(">= 1x torch",),
+        )  # fmt: skip
+        packed = [(fastee.ops.quantize_rows(x),) for (x,) in inputs]
+        yield Group(
+            "dequantize_rows", name, "int8->fp32",
+            [Case("fastee", fastee.ops.dequantize_rows, packed, note=fastee.explain("dequantize_rows", q.data, q.scale).chosen),
+             Case("torch", eager_dequantize, [(p.data, p.scale) for (p,) in packed], note="eager")],
+            bytes=5 * n, roof="copy", working_set=8 * n, bars=(">= 1x torch",),
+        )  # fmt: skip

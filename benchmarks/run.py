@@ -1,0 +1,100 @@
+"""Finds bench files, times their groups, counts instructions, appends the rows and prints them with their verdicts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastee.errors import did_you_mean
+from fastee.testing import instructions
+from fastee.testing.bench import Context, Group, Roofs, measure
+from fastee.testing.rows import Row, append_rows, machine
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def ops() -> list[str]:
+    """Return the names that ``run`` takes: one per bench_<op>.py."""
+    return sorted(p.stem.removeprefix("bench_") for p in HERE.glob("bench_*.py"))
+
+
+def load(op: str) -> Callable[[Context], Iterator[Group]]:
+    """Return the ``cases`` function of bench_<op>.py."""
+    if op not in ops():
+        raise ValueError(f"op: got {op!r}, expected one of {', '.join(ops())}{did_you_mean(op, ops())}")
+    return importlib.import_module(f"benchmarks.bench_{op}").cases
+
+
+def _counts(op: str, ctx: Context) -> tuple[dict[tuple, float], str]:
+    """Return instructions per call by (op, shape, regime, provider), and why there are none."""
+    reason = instructions.unavailable()
+    if reason:
+        return {}, reason
+    with_names = instructions.count_named(["-m", "benchmarks", "_count", op, ctx.shapes])
+    return {tuple(json.loads(name)): n for name, n in with_names.items()}, ""
+
+
+def count_all(op: str, shapes: str) -> None:
+    """Run every case of an op under the callgrind that holds this process; prints one name a line."""
+    for group in load(op)(Context(quick=True, shapes=shapes, against=("torch",))):
+        if group.regime == "cold":
+            continue  # an instruction count knows no cache
+        for case in group.cases:
+            if case.fn is not None:
+                instructions.count_in_this_process(case)
+                print(json.dumps([group.op, group.shape, group.regime, case.provider]), flush=True)
+
+
+def run(names: list[str], ctx: Context, results: Path | None, with_instructions: bool, console: Console, emit: Callable[[Row], None]) -> list[Row]:
+    """Run the ops, hand each row to `emit` as it is made, append rows to ``<results>/<machine>.jsonl`` unless `results` is None."""
+    here, roofs, rows = machine(), Roofs(0.02 if ctx.quick else 0.05), []
+    seconds, warmup = (0.1, 0.05) if ctx.quick or ctx.shapes == "all" else (0.6, 0.2)
+    for op in names:
+        cases = load(op)
+        counts, reason = _counts(op, ctx) if with_instructions else ({}, "")
+        for group in cases(ctx):
+            console.print(f"[dim]{group.op} {group.shape} {group.dtype} {group.regime}[/dim]", highlight=False)
+            made = measure(group, roofs, here, seconds, warmup)
+            for row in made:
+                row.instructions = counts.get((row.op, row.shape, row.regime, row.provider))
+                if with_instructions:
+                    row.instructions_note = reason or ("callgrind; it hides AVX-512" if row.instructions else "not counted for this provider")
+                emit(row)
+            if results:
+                append_rows(results / f"{here.slug}.jsonl", made)
+            rows += made
+    return rows
+
+
+def show(rows: list[Row], console: Console) -> None:
+    """Print rows and every bar's verdict."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("op", "shape", "provider"):
+        table.add_column(name, overflow="fold")
+    for name in ("p50 us", "p99 us", "min us", "speed-up", "GB/s", "floor us", "of roof", "instr"):
+        table.add_column(name, justify="right")
+    table.add_column("path")
+    fmt = lambda v, spec: "" if v is None else format(v, spec)
+    for r in rows:
+        shape = r.shape + (" cold" if r.regime == "cold" else "")
+        if r.skipped:
+            table.add_row(r.op, shape, r.provider, *[""] * 8, f"skipped: {r.skipped}")
+            continue
+        table.add_row(
+            r.op, shape, r.provider, fmt(r.p50_us, ".3f"), fmt(r.p99_us, ".3f"), fmt(r.min_us, ".3f"), fmt(r.speedup, ".2f") + "x",
+            fmt(r.gbps, ".2f"), fmt(r.floor_us, ".3f"), fmt(r.roof_share, ".0%"), fmt(r.instructions, ",.0f"), r.note,
+        )  # fmt: skip
+    console.print(table)
+    verdict = {True: "[green]met[/green]", False: "[red]missed[/red]", None: "[yellow]not measured[/yellow]"}
+    bars = [(r, b) for r in rows for b in r.bars]
+    for r, b in bars:
+        console.print(f"{verdict[b.met]}  {r.op} {r.shape} {r.regime}: {b.text}  (measured {b.value})", highlight=False)
+    if bars:
+        met = sum(b.met is True for _, b in bars)
+        console.print(f"{met} of {len(bars)} bars met, load {rows[-1].loadavg:.1f}, {rows[-1].machine.slug}, {rows[-1].machine.isa or 'no native code'}")
