@@ -111,7 +111,7 @@ def machine(command: str | None = None) -> Machine:
         commit = "unknown"
     if command is None:
         command = " ".join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    return Machine(slug, cpu, cores, native.isa(), platform.python_version(), torch.__version__, fastee.__version__, commit, command)
+    return Machine(slug, cpu, cores, native.isa(), platform.python_version(), str(torch.__version__), fastee.__version__, commit, command)
 
 
 def now() -> str:
