@@ -10,14 +10,22 @@ import numpy as np
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One way of running the samples. Latencies are seconds, one per sample; a sample without an answer has ``inf``."""
+    """One way of running the samples, times in seconds; a sample without an answer has the latency ``inf``.
+
+    `mean`, `p50` and `p99` are of `latency`; a percentile is a value that was seen, never an interpolation. `exits` [K+1] counts
+    where samples ended, `depth` is the mean exit counted from 1, `macs` the share of the full network's multiply-adds.
+    """
 
     key: str
     name: str
     how: str
+    samples: int
     accuracy: float
     depth: float
     macs: float
+    mean: float
+    p50: float
+    p99: float
     wire_bytes: float
     hits: float
     forced: int
@@ -25,18 +33,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     exits: list[int]
     latency: list[float]
     correct: list[bool]
-
-    @property
-    def samples(self) -> int:
-        return len(self.latency)
-
-    def percentile(self, q: float) -> float:
-        """Return the q-th percentile (0..100) of the latency in seconds: a sample that was seen, never an interpolation."""
-        return float(np.percentile(self.latency, q, method="higher"))
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.latency))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -63,8 +59,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
 
     def to_json(self) -> bytes:
-        """Return the run as JSON, one object; infinite latencies are null."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+        """Return the run as one JSON object; what is not finite (a sample without an answer) is null."""
+        return msgspec.json.encode(self)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Result:
@@ -73,6 +69,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         for rows in (raw.get("rows", []), raw.get("local", [])) if isinstance(raw, dict) else ():
             for entry in rows:
                 entry["latency"] = [math.inf if x is None else x for x in entry.get("latency", [])]
+                entry.update({key: math.nan for key in ("depth", "macs") if entry.get(key, 0) is None})
+                entry.update({key: math.inf for key in ("mean", "p50", "p99") if entry.get(key, 0) is None})
         return msgspec.convert(raw, cls)
 
 
@@ -111,9 +109,13 @@ def row(
         key=key,
         name=name,
         how=how,
+        samples=len(seconds),
         accuracy=float(correct.mean()),
         depth=float(ended.mean() + 1) if len(ended) else math.nan,
         macs=float(np.asarray(exit_macs, np.float64)[ended].mean() / full_macs) if len(ended) else math.nan,
+        mean=float(seconds.mean()),
+        p50=float(np.percentile(seconds, 50, method="higher")),
+        p99=float(np.percentile(seconds, 99, method="higher")),
         wire_bytes=float(np.mean(wire_bytes)),
         hits=float((seconds <= deadline).mean()),
         forced=int(np.sum(forced)) if forced is not None else 0,
@@ -137,8 +139,8 @@ def closing(ours: Row, here: Row, there: Row, calibration: dict) -> str:
     text = (
         f"{ours.name}: mean latency {1e3 * ours.mean:.1f} ms, {_times(here.mean, ours.mean)} than all here ({1e3 * here.mean:.1f} ms), "
         f"{_times(there.mean, ours.mean)} than all there ({1e3 * there.mean:.1f} ms), at {points:+.2f} points of accuracy over "
-        f"the same {ours.samples} samples; p99 {1e3 * ours.percentile(99):.1f} ms against {1e3 * here.percentile(99):.1f} ms here and "
-        f"{1e3 * there.percentile(99):.1f} ms there; {100 * ours.hits:.1f} % within the deadline."
+        f"the same {ours.samples} samples; p99 {1e3 * ours.p99:.1f} ms against {1e3 * here.p99:.1f} ms here and "
+        f"{1e3 * there.p99:.1f} ms there; {100 * ours.hits:.1f} % within the deadline."
     )
     if calibration.get("max_drop") is not None:
         bound = calibration.get("bound")

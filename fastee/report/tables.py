@@ -23,7 +23,7 @@ def cells(row: Row, exits: int) -> list[str]:
 
     return [
         row.name, f"{100 * row.accuracy:.2f}", f"{row.depth:.2f} of {exits}", f"{100 * row.macs:.1f}", ms(row.mean),
-        ms(row.percentile(50)), ms(row.percentile(99)), f"{row.wire_bytes:,.0f}", f"{100 * row.hits:.1f}",
+        ms(row.p50), ms(row.p99), f"{row.wire_bytes:,.0f}", f"{100 * row.hits:.1f}",
     ]  # fmt: skip
 
 
@@ -35,8 +35,8 @@ def best(rows: Sequence[Row], exits: int) -> dict[str, str]:
         "accuracy %": max(rows, key=lambda r: r.accuracy),
         "MACs %": min(rows, key=lambda r: r.macs),
         "mean ms": min(rows, key=lambda r: r.mean),
-        "p50 ms": min(rows, key=lambda r: r.percentile(50)),
-        "p99 ms": min(rows, key=lambda r: r.percentile(99)),
+        "p50 ms": min(rows, key=lambda r: r.p50),
+        "p99 ms": min(rows, key=lambda r: r.p99),
         "bytes/sample": min(rows, key=lambda r: r.wire_bytes),
         "in time %": max(rows, key=lambda r: r.hits),
     }

@@ -1,0 +1,5 @@
+"""The ``fastee`` command."""
+
+from fastee.cli.app import app, main
+
+__all__ = ["app", "main"]

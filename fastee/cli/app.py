@@ -1,0 +1,140 @@
+"""Commands and exit codes: 0 fine, 1 failure, 2 usage. Errors say what to do; FASTEE_DEBUG=1 shows the traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+import fastee
+from fastee.errors import FasteeError, did_you_mean
+
+_BUG = "this looks like a bug of fastee; `FASTEE_DEBUG=1 fastee ...` shows where it happened, `fastee doctor --json` what to report"
+_DOCTOR = "`fastee doctor` shows what is installed and how to repair it"
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Guarded(TyperGroup):
+    """Turns exceptions of a command into one message and exit code 1."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # both are RuntimeErrors
+            raise
+        except KeyboardInterrupt:
+            _errors().print("interrupted")
+            raise typer.Exit(130) from None
+        except (FasteeError, OSError, ImportError) as error:
+            self._show(error, _DOCTOR)
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+            self._show(error, _BUG)
+
+    @staticmethod
+    def _show(error: Exception, advice: str) -> None:
+        if os.environ.get("FASTEE_DEBUG", "0") not in ("", "0"):
+            raise error
+        console = _errors()
+        console.print(f"[bold red]error[/bold red] {type(error).__name__}: {escape(str(error))}")
+        console.print(escape(advice))
+        raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Guarded, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Early exit and split inference that pay."
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"fastee {fastee.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: at most 40 s on 2 cores instead of 3 minutes.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout; progress goes to stderr.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for index.html and results.json.")] = Path("demo-report"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the heads' training and of the order of the samples.")] = 0,
+) -> None:
+    """A real network, three processes and an emulated slow link: every way of running it, measured on the same images."""
+    from fastee.cli.demo import run
+    from fastee.report import page, table
+
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file, expected a folder; choose another one with --out", param_hint="--out")
+    console = Console(stderr=json_, highlight=False, width=None if sys.stdout.isatty() else 140)
+    result = run(console, quick=quick, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_bytes(result.to_json())
+    (out / "index.html").write_text(page(result), encoding="utf-8")
+    exits = len(result.exit_names) + 1
+    console.print(table(result.rows, f"The same {result.rows[0].samples} test images, run in each way (emulated cluster)", exits))
+    console.print(table(result.local, f"This machine without emulation, {result.local[0].samples} test images, one thread", exits))
+    for note in result.notes:
+        console.print(f"- {escape(note)}", style="dim", soft_wrap=True)
+    console.print(f"\n{escape(result.summary)}\n", style="bold", soft_wrap=True)
+    console.print(f"Report: {out / 'index.html'}", soft_wrap=True)
+    if json_:
+        typer.echo(result.to_json().decode())
+
+
+@app.command()
+def doctor(json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False) -> None:
+    """What is built, which instruction sets and backends run, why the others do not, how to repair. Exit code 1 if anything is missing."""
+    from fastee.cli.doctor import show
+
+    found = fastee.doctor()
+    if json_:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        show(found, Console(highlight=False))
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    op: Annotated[str, typer.Argument(help="Name of the op, e.g. exit_step.")],
+    batch: Annotated[int, typer.Option(min=0, help="B, rows.")] = 1,
+    features: Annotated[int, typer.Option(min=1, help="D, features.")] = 256,
+    classes: Annotated[int, typer.Option(min=1, help="C, classes.")] = 10,
+    spatial: Annotated[int, typer.Option(min=1, help="Height and width of the map that is pooled.")] = 8,
+    backend: Annotated[str | None, typer.Option(help="Ask for one backend instead of the best.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
+) -> None:
+    """Which backend would run OP at a shape, and why each other one would not."""
+    from fastee.cli.explain import example, known
+
+    inputs = example(op, batch, features, classes, spatial)
+    if inputs is None:
+        raise typer.BadParameter(f"expected one of {', '.join(known())}, got {op!r}{did_you_mean(op, known())}", param_hint="OP")
+    found = fastee.explain(op, *inputs, **({"backend": backend} if backend else {}))
+    if json_:
+        rows = dict(found.rows)
+        typer.echo(json.dumps({"op": found.op, "chosen": found.chosen, "isa": found.isa, "backends": rows}, indent=2))
+    else:
+        typer.echo(str(found))
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    app(prog_name="fastee")
