@@ -1,0 +1,352 @@
+// fastee._C: the scheduler core for Python. Construction, batches and snapshots go through pybind11; the calls made once per
+// task are METH_FASTCALL functions over a capsule, which cost a quarter of a pybind11 call.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sched/scheduler.h"
+
+namespace py = pybind11;
+using fastee::sched::Config;
+using fastee::sched::Decision;
+using fastee::sched::Scheduler;
+
+namespace {
+
+// What a capsule points to: the core and, for `decide`, one Python Decision per possible answer.
+struct Bound {
+  std::unique_ptr<Scheduler> core;
+  std::vector<PyObject*> answers;  // EXIT, forced EXIT, CONTINUE, REJECT, then OFFLOAD by node and codec; owned
+
+  explicit Bound(const Config& config) : core(std::make_unique<Scheduler>(config)) {}
+  ~Bound() { clear(); }
+  void clear() {
+    for (PyObject* answer : answers) Py_DECREF(answer);
+    answers.clear();
+  }
+};
+
+constexpr char kCapsule[] = "fastee.Scheduler";
+
+Bound* bound_of(PyObject* self) { return static_cast<Bound*>(PyCapsule_GetPointer(self, kCapsule)); }
+
+// Puts positional and keyword arguments into out[]; absent optional ones stay null. False with an exception set.
+bool take_args(const char* call, const char* const* names, int count, int required, PyObject* const* args, Py_ssize_t given,
+               PyObject* keywords, PyObject** out) {
+  if (given > count) {
+    PyErr_Format(PyExc_TypeError, "%s: takes at most %d arguments, got %zd", call, count, given);
+    return false;
+  }
+  for (Py_ssize_t i = 0; i < given; ++i) out[i] = args[i];
+  const Py_ssize_t named = keywords != nullptr ? PyTuple_GET_SIZE(keywords) : 0;
+  for (Py_ssize_t k = 0; k < named; ++k) {
+    PyObject* name = PyTuple_GET_ITEM(keywords, k);
+    int i = 0;
+    while (i < count && PyUnicode_CompareWithASCIIString(name, names[i]) != 0) ++i;
+    if (i == count || out[i] != nullptr) {
+      PyErr_Format(PyExc_TypeError, "%s: %s argument %R", call, i == count ? "unknown" : "repeated", name);
+      return false;
+    }
+    out[i] = args[given + k];
+  }
+  for (int i = 0; i < required; ++i)
+    if (out[i] == nullptr) {
+      PyErr_Format(PyExc_TypeError, "%s: argument %s is missing", call, names[i]);
+      return false;
+    }
+  return true;
+}
+
+bool take_int64(const char* call, const char* name, PyObject* value, int64_t* out) {
+  *out = PyLong_AsLongLong(value);
+  if (*out != -1 || PyErr_Occurred() == nullptr) return true;
+  if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError, "%s: %s must be an int, got %s", call, name, Py_TYPE(value)->tp_name);
+  } else if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+    PyErr_Clear();
+    PyObject* text = PyObject_Str(value);
+    if (text == nullptr) return false;
+    PyErr_Format(PyExc_ValueError, "%s: %s must fit in 64 bits, got %.40U", call, name, text);
+    Py_DECREF(text);
+  }
+  return false;
+}
+
+bool take_int(const char* call, const char* name, PyObject* value, int64_t low, int64_t high, int64_t* out) {
+  if (!take_int64(call, name, value, out)) return false;
+  if (*out >= low && *out <= high) return true;
+  PyErr_Format(PyExc_ValueError, "%s: %s must be in %lld..%lld, got %lld", call, name, static_cast<long long>(low),
+               static_cast<long long>(high), static_cast<long long>(*out));
+  return false;
+}
+
+bool take_float(const char* call, const char* name, PyObject* value, double* out) {
+  *out = PyFloat_AsDouble(value);
+  if (*out != -1.0 || PyErr_Occurred() == nullptr) return true;
+  if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError, "%s: %s must be a number, got %s", call, name, Py_TYPE(value)->tp_name);
+  }
+  return false;
+}
+
+PyObject* answer_of(const Bound& bound, const Decision& d) {
+  using fastee::sched::Action;
+  size_t i = 3;
+  if (d.action == Action::kExit) i = d.forced ? 1 : 0;
+  if (d.action == Action::kContinue) i = 2;
+  if (d.action == Action::kOffload) i = 4 + static_cast<size_t>(d.node) * bound.core->model().config.codecs + d.codec;
+  PyObject* answer = bound.answers[i];
+  Py_INCREF(answer);
+  return answer;
+}
+
+constexpr int64_t kMax = fastee::sched::kInt64Max;
+
+PyObject* call_decide(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"task", "exit", "confidence", "now"};
+  PyObject* a[4] = {};
+  Bound* bound = bound_of(self);
+  int64_t task, exit, now;
+  double confidence;
+  if (bound == nullptr || !take_args("decide", kNames, 4, 4, args, given, keywords, a) || !take_int64("decide", "task", a[0], &task) ||
+      !take_int("decide", "exit", a[1], -1, bound->core->model().exits, &exit) ||
+      !take_float("decide", "confidence", a[2], &confidence) || !take_int64("decide", "now", a[3], &now))
+    return nullptr;
+  return answer_of(*bound, bound->core->decide(task, static_cast<int>(exit), confidence, now));
+}
+
+PyObject* call_admit(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"now", "deadline", "segment"};
+  PyObject* a[3] = {};
+  Bound* bound = bound_of(self);
+  int64_t now, deadline = Scheduler::kDefaultDeadline, segment = 0;
+  if (bound == nullptr || !take_args("admit", kNames, 3, 1, args, given, keywords, a) || !take_int64("admit", "now", a[0], &now)) return nullptr;
+  if (a[1] != nullptr && a[1] != Py_None) {
+    if (!take_int64("admit", "deadline", a[1], &deadline)) return nullptr;
+    if (deadline == Scheduler::kDefaultDeadline) ++deadline;  // the least int64 is taken; both are past
+  }
+  if (a[2] != nullptr && !take_int("admit", "segment", a[2], 0, bound->core->model().exits, &segment)) return nullptr;
+  return PyLong_FromLongLong(bound->core->admit(now, deadline, static_cast<int>(segment)));
+}
+
+PyObject* call_observe(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"segment", "node", "batch", "duration_ns"};
+  PyObject* a[4] = {};
+  Bound* bound = bound_of(self);
+  int64_t v[4];
+  if (bound == nullptr || !take_args("observe", kNames, 4, 4, args, given, keywords, a)) return nullptr;
+  const auto& model = bound->core->model();
+  const int64_t low[] = {0, 0, 1, 1}, high[] = {model.exits, model.nodes - 1, int64_t{1} << 30, kMax};
+  for (int i = 0; i < 4; ++i)
+    if (!take_int("observe", kNames[i], a[i], low[i], high[i], &v[i])) return nullptr;
+  bound->core->observe(static_cast<int>(v[0]), static_cast<int>(v[1]), v[2], v[3]);
+  Py_RETURN_NONE;
+}
+
+PyObject* call_observe_link(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"src", "dst", "nbytes", "duration_ns"};
+  PyObject* a[4] = {};
+  Bound* bound = bound_of(self);
+  int64_t v[4];
+  if (bound == nullptr || !take_args("observe_link", kNames, 4, 4, args, given, keywords, a)) return nullptr;
+  const int64_t top = bound->core->model().nodes - 1;
+  const int64_t low[] = {0, 0, 1, 1}, high[] = {top, top, int64_t{1} << 50, kMax};
+  for (int i = 0; i < 4; ++i)
+    if (!take_int("observe_link", kNames[i], a[i], low[i], high[i], &v[i])) return nullptr;
+  bound->core->observe_link(static_cast<int>(v[0]), static_cast<int>(v[1]), v[2], v[3]);
+  Py_RETURN_NONE;
+}
+
+PyObject* call_observe_queue(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"node", "length"};
+  PyObject* a[2] = {};
+  Bound* bound = bound_of(self);
+  int64_t node, length;
+  if (bound == nullptr || !take_args("observe_queue", kNames, 2, 2, args, given, keywords, a) ||
+      !take_int("observe_queue", "node", a[0], 0, bound->core->model().nodes - 1, &node) ||
+      !take_int("observe_queue", "length", a[1], 0, int64_t{1} << 40, &length))
+    return nullptr;
+  bound->core->observe_queue(static_cast<int>(node), length);
+  Py_RETURN_NONE;
+}
+
+PyObject* call_finish(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"task"};
+  PyObject* a[1] = {};
+  Bound* bound = bound_of(self);
+  int64_t task;
+  if (bound == nullptr || !take_args("finish", kNames, 1, 1, args, given, keywords, a) || !take_int64("finish", "task", a[0], &task))
+    return nullptr;
+  return PyBool_FromLong(bound->core->finish(task));
+}
+
+template <PyObject* (*kFunction)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*)>
+PyMethodDef method(const char* name, const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(kFunction)), METH_FASTCALL | METH_KEYWORDS, doc};
+}
+
+PyMethodDef kMethods[] = {
+    method<call_admit>("admit", "admit(now, deadline=None, segment=0) -> handle, or -1"),
+    method<call_decide>("decide", "decide(task, exit, confidence, now) -> Decision"),
+    method<call_observe>("observe", "observe(segment, node, batch, duration_ns)"),
+    method<call_observe_link>("observe_link", "observe_link(src, dst, nbytes, duration_ns)"),
+    method<call_observe_queue>("observe_queue", "observe_queue(node, length)"),
+    method<call_finish>("finish", "finish(task) -> bool"),
+};
+
+// The named hot methods as C functions bound to `self`; `answers` are the Decision objects that `decide` hands out.
+py::dict bind(py::object self, const py::list& answers) {
+  Bound& bound = self.cast<Bound&>();
+  const auto& model = bound.core->model();
+  const size_t want = 4 + static_cast<size_t>(model.nodes) * model.config.codecs;
+  if (answers.size() != want) throw py::value_error("bind: answers must hold " + std::to_string(want) + " decisions, got " + std::to_string(answers.size()));
+  bound.clear();
+  for (py::handle answer : answers) bound.answers.push_back(answer.inc_ref().ptr());
+  // The capsule keeps `self` alive for as long as one of its functions lives.
+  PyObject* capsule = PyCapsule_New(&bound, kCapsule, [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); });
+  if (capsule == nullptr) throw py::error_already_set();
+  auto owner = py::reinterpret_steal<py::object>(capsule);
+  PyCapsule_SetContext(capsule, self.inc_ref().ptr());
+  py::dict functions;
+  for (PyMethodDef& def : kMethods) {
+    PyObject* function = PyCFunction_New(&def, capsule);
+    if (function == nullptr) throw py::error_already_set();
+    functions[def.ml_name] = py::reinterpret_steal<py::object>(function);
+  }
+  return functions;
+}
+
+std::vector<double> array(const py::dict& config, const char* name, std::vector<py::ssize_t> shape) {
+  const auto values = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(config[name]);
+  if (!values) {
+    PyErr_Clear();
+    throw py::type_error(std::string("Scheduler: ") + name + " must be an array of numbers");
+  }
+  bool fits = values.ndim() == static_cast<py::ssize_t>(shape.size());
+  std::string want, got;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    fits = fits && values.shape(i) == shape[i];
+    want += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  for (py::ssize_t i = 0; i < values.ndim(); ++i) got += (i ? ", " : "") + std::to_string(values.shape(i));
+  if (!fits) throw py::value_error(std::string("Scheduler: ") + name + " must have shape [" + want + "], got [" + got + "]");
+  return {values.data(), values.data() + values.size()};
+}
+
+Config config_of(const py::dict& d) {
+  Config c;
+  const auto mean = py::array::ensure(d["mean"]);
+  const auto wire = py::array::ensure(d["wire_bytes"]);
+  if (!mean || mean.ndim() != 3) throw py::value_error("Scheduler: mean must have shape [S, N, NB]");
+  if (!wire || wire.ndim() != 2) throw py::value_error("Scheduler: wire_bytes must have shape [S, NC]");
+  const py::ssize_t s = mean.shape(0), n = mean.shape(1), nb = mean.shape(2), nc = wire.shape(1);
+  if (s < 1 || s > 1024 || n < 1 || n > 1024 || nc < 1 || nc > 64)
+    throw py::value_error("Scheduler: at most 1024 segments, 1024 nodes and 64 codecs, at least one of each, got " + std::to_string(s) +
+                          ", " + std::to_string(n) + ", " + std::to_string(nc));
+  c.segments = static_cast<int>(s);
+  c.nodes = static_cast<int>(n);
+  c.codecs = static_cast<int>(nc);
+  c.batch_sizes = d["batch_sizes"].cast<std::vector<int64_t>>();
+  c.mean = array(d, "mean", {s, n, static_cast<py::ssize_t>(c.batch_sizes.size())});
+  c.spread = array(d, "spread", {s, n, nb});
+  c.wire_bytes = array(d, "wire_bytes", {s, nc});
+  c.codec_seconds = array(d, "codec_seconds", {s, nc});
+  c.bandwidth = array(d, "bandwidth", {n, n});
+  c.delay = array(d, "delay", {n, n});
+  if (!d["gain"].is_none()) {
+    const auto gain = py::array::ensure(d["gain"]);
+    if (!gain || gain.ndim() != 2) throw py::value_error("Scheduler: gain must have shape [K, bins]");
+    c.bins = static_cast<int>(gain.shape(1));
+    c.gain = array(d, "gain", {s - 1, gain.shape(1)});
+  }
+  const auto range = d["gain_range"].cast<std::pair<double, double>>();
+  c.gain_low = range.first;
+  c.gain_high = range.second;
+  for (double host : array(d, "hosts", {s, n})) c.hosts.push_back(host != 0);
+  c.thresholds = array(d, "thresholds", {s - 1});
+  c.deadline = d["deadline"].cast<int64_t>();
+  c.quantile = d["quantile"].cast<double>();
+  c.cost_weight = d["cost_weight"].cast<double>();
+  c.max_drop = d["max_drop"].cast<double>();
+  c.answer_bytes = d["answer_bytes"].cast<int64_t>();
+  c.policy = d["policy"].cast<std::string>();
+  c.node = d["node"].cast<int>();
+  c.home = d["home"].cast<int>();
+  c.max_tasks = d["max_tasks"].cast<int64_t>();
+  return c;
+}
+
+using Int64s = py::array_t<int64_t, py::array::c_style>;
+using Doubles = py::array_t<double, py::array::c_style>;
+
+Int64s decide_batch(Bound& self, const Int64s& tasks, int exit, const Doubles& confidences, int64_t now) {
+  if (tasks.ndim() != 1 || confidences.ndim() != 1 || tasks.size() != confidences.size())
+    throw py::value_error("decide_batch: tasks and confidences must both be [B]");
+  Int64s codes(tasks.size());
+  self.core->decide_batch(tasks.data(), exit, confidences.data(), tasks.size(), now, codes.mutable_data());
+  return codes;
+}
+
+template <typename To, typename From, typename Pick>
+py::list table(const std::vector<From>& values, int columns, Pick pick) {
+  py::list rows;
+  for (size_t i = 0; i < values.size(); i += columns) {
+    py::list row;
+    for (int j = 0; j < columns; ++j) row.append(static_cast<To>(pick(values[i + j])));
+    rows.append(row);
+  }
+  return rows;
+}
+
+py::list rows_of(const fastee::sched::Model& m, const double* (fastee::sched::Model::*field)(int, int) const) {
+  py::list rows;
+  for (int s = 0; s < m.segments; ++s) {
+    const double* row = (m.*field)(0, s);
+    rows.append(py::cast(std::vector<double>(row, row + m.nodes)));
+  }
+  return rows;
+}
+
+py::dict snapshot(const Bound& self) {
+  const auto& core = *self.core;
+  const auto& m = core.model();
+  const auto& c = core.counters();
+  const auto ratio = [](const fastee::sched::Estimator& e) { return e.ratio; };
+  const auto same = [](auto value) { return value; };
+  py::dict d;
+  const std::pair<const char*, int64_t> counts[] = {
+      {"admitted", c.admitted}, {"refused_full", c.refused_full}, {"refused_late", c.refused_late}, {"exits", c.exits},
+      {"forced", c.forced}, {"late", c.late}, {"continued", c.continued}, {"offloaded", c.offloaded}, {"rejected", c.rejected},
+      {"finished", c.finished}, {"stale", c.stale}, {"invalid", c.invalid}, {"clock_backwards", c.clock_backwards},
+      {"observed", c.observed}, {"outliers", c.outliers}, {"ignored", c.ignored}, {"live", core.live()}, {"capacity", core.capacity()}};
+  for (const auto& [name, value] : counts) d[name] = value;
+  d["per_exit"] = core.per_exit();
+  d["exit_probability"] = m.exit_probability();
+  d["segment_ratio"] = table<double>(m.time_estimators(), m.nodes, ratio);
+  d["link_ratio"] = table<double>(m.rate_estimators(), m.nodes, ratio);
+  d["queue"] = m.queue();
+  d["node_up"] = table<bool>(m.node_up(), m.nodes, same)[0];
+  d["link_up"] = table<bool>(m.link_up(), m.nodes, same);
+  d["next_answer_ns"] = rows_of(m, &fastee::sched::Model::need);
+  d["completion_ns"] = rows_of(m, &fastee::sched::Model::togo);
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The scheduler core; use fastee.scheduling.Scheduler.";
+  py::class_<Bound>(m, "Scheduler")
+      .def(py::init([](const py::dict& config) { return std::make_unique<Bound>(config_of(config)); }), py::arg("config"))
+      .def("bind", &bind, py::arg("answers"))
+      .def("decide_batch", &decide_batch, py::arg("tasks").noconvert(), py::arg("exit"), py::arg("confidences").noconvert(), py::arg("now"))
+      .def("set_node_up", [](Bound& self, int node, bool up) { self.core->set_node_up(node, up); })
+      .def("set_link_up", [](Bound& self, int src, int dst, bool up) { self.core->set_link_up(src, dst, up); })
+      .def("snapshot", &snapshot);
+}

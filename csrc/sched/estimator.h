@@ -1,0 +1,48 @@
+// EWMA of measured / expected with an outlier guard, and of its relative variance.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "sched/types.h"
+
+namespace fastee::sched {
+
+struct Estimator {
+  static constexpr double kWeight = 0.1;         // of a new value, once the first eight are in
+  static constexpr double kOutlierFactor = 4.0;  // a value this many times off is skipped
+  static constexpr int kOutlierStreak = 5;       // the fifth in a row is believed
+  static constexpr double kPublishChange = 0.02;
+  static constexpr int64_t kPublishEvery = 16;
+
+  double ratio = 1.0, seen = 0.0, kept = 1.0;                 // now; kept = weight left on the profile's own spread
+  double used_ratio = 1.0, used_seen = 0.0, used_kept = 1.0;  // what the tables hold
+  int64_t count = 0;
+  int streak = 0;
+
+  // Takes one ratio in; true when the published value changed.
+  bool update(double measured, Counters& counters) {
+    const double r = std::min(std::max(measured, 1e-6), 1e6);
+    ++counters.observed;
+    if (r < ratio / kOutlierFactor || r > ratio * kOutlierFactor) {
+      ++counters.outliers;
+      if (++streak < kOutlierStreak) return false;
+      ratio = r;
+    } else {
+      const double weight = std::max(kWeight, 1.0 / (static_cast<double>(count) + 2.0));
+      const double off = r / ratio - 1.0;
+      seen = seen * (1.0 - weight) + weight * (off * off);
+      kept = kept * (1.0 - weight);
+      ratio = ratio + weight * (r - ratio);
+    }
+    streak = 0;
+    ++count;
+    if (count % kPublishEvery != 0 && std::fabs(ratio - used_ratio) <= kPublishChange * used_ratio) return false;
+    used_ratio = ratio;
+    used_seen = seen;
+    used_kept = kept;
+    return true;
+  }
+};
+
+}  // namespace fastee::sched

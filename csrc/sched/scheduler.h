@@ -1,0 +1,51 @@
+// One node's decisions: exit, continue here, offload, or reject. Pure numbers: the clock is handed in, nothing is locked, and
+// no method allocates after construction. One thread at a time.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "sched/model.h"
+#include "sched/policy.h"
+#include "sched/tasks.h"
+#include "sched/types.h"
+
+namespace fastee::sched {
+
+class Scheduler {
+ public:
+  explicit Scheduler(const Config& config);  // throws std::invalid_argument
+
+  static constexpr int64_t kDefaultDeadline = kInt64Min;  // now + QoS deadline
+
+  // Handle, or -1 when the deadline is past, the table is full or the segment does not exist.
+  int64_t admit(int64_t now, int64_t deadline = kDefaultDeadline, int segment = 0);
+  Decision decide(int64_t task, int exit, double confidence, int64_t now);
+  void decide_batch(const int64_t* tasks, int exit, const double* confidences, int64_t rows, int64_t now, int64_t* codes);
+  bool finish(int64_t task);
+
+  // Arguments out of range are counted as ignored.
+  void observe(int segment, int node, int64_t batch, int64_t duration) { model_.observe(segment, node, batch, duration); }
+  void observe_link(int src, int dst, int64_t nbytes, int64_t duration) { model_.observe_link(src, dst, nbytes, duration); }
+  void observe_queue(int node, int64_t length) { model_.observe_queue(node, length); }
+  void set_node_up(int node, bool up) { model_.set_node_up(node, up); }
+  void set_link_up(int src, int dst, bool up) { model_.set_link_up(src, dst, up); }
+
+  const Model& model() const { return model_; }
+  const Counters& counters() const { return model_.counters; }
+  const std::vector<int64_t>& per_exit() const { return per_exit_; }  // [S]
+  int64_t live() const { return tasks_.live(); }
+  int64_t capacity() const { return tasks_.capacity(); }
+
+ private:
+  int64_t clock(int64_t now);
+  Decision decide_row(int64_t task, int exit, double confidence, int64_t now, int bucket, double rounds);
+  Decision end(int64_t slot, double slack, bool forced);
+
+  Model model_;
+  const Policy* policy_;
+  Tasks tasks_;
+  std::vector<int64_t> per_exit_;
+  int64_t now_ = kInt64Min;
+};
+
+}  // namespace fastee::sched

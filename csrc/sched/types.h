@@ -1,0 +1,70 @@
+// What goes into the scheduler and what comes out: plain numbers.
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace fastee::sched {
+
+inline constexpr double kInf = std::numeric_limits<double>::infinity();
+inline constexpr double kNs = 1e9;
+inline constexpr int64_t kInt64Min = std::numeric_limits<int64_t>::min();
+inline constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
+inline constexpr int64_t kNoDeadline = kInt64Max;
+
+enum class Action : int { kExit = 0, kContinue = 1, kOffload = 2, kWait = 3, kReject = 4 };
+
+struct Decision {
+  Action action = Action::kReject;
+  int node = -1;   // where the task goes on or ends
+  int codec = -1;  // for kOffload
+  bool forced = false;
+
+  // From bit 0: action 3 | forced 1 | codec + 1: 8 | node + 1: 12; the upper half is the wait in microseconds of kWait.
+  int64_t code() const {
+    return static_cast<int64_t>(action) | static_cast<int64_t>(forced) << 3 | static_cast<int64_t>(codec + 1) << 4 |
+           static_cast<int64_t>(node + 1) << 12;
+  }
+};
+
+// Profile, QoS and place of one scheduler, copied in. S segments, N nodes, NB batch sizes, NC codecs, K = S - 1 exits;
+// arrays are row-major. Units: seconds, bytes, bit/s; deadline in ns.
+struct Config {
+  int segments = 0, nodes = 0, codecs = 0, bins = 0;
+  std::vector<int64_t> batch_sizes;               // [NB], rising
+  std::vector<double> mean, spread;               // [S, N, NB]
+  std::vector<double> wire_bytes, codec_seconds;  // [S, NC]
+  std::vector<double> bandwidth, delay;           // [N, N], 0 bit/s = no link
+  std::vector<double> gain;                       // [K, bins] or empty
+  double gain_low = 0.0, gain_high = 1.0;
+  std::vector<uint8_t> hosts;      // [S, N]
+  std::vector<double> thresholds;  // [K], rounded to fp32 as the kernels hold them; +inf switches an exit off
+  int64_t deadline = kNoDeadline;
+  double quantile = 2.3263478740408408;  // z of the hit rate (0.99)
+  double cost_weight = 0.0, max_drop = kInf;
+  int64_t answer_bytes = 64;
+  std::string policy = "deadline";
+  int node = 0, home = 0;
+  int64_t max_tasks = 65536;
+
+  // Throws std::invalid_argument that names the field, what was got and what was expected.
+  void check() const;
+};
+
+struct Counters {
+  int64_t admitted = 0, refused_full = 0, refused_late = 0, exits = 0, forced = 0, late = 0, continued = 0, offloaded = 0,
+          rejected = 0, finished = 0, stale = 0, invalid = 0, clock_backwards = 0, observed = 0, outliers = 0, ignored = 0;
+};
+
+inline int64_t add_saturated(int64_t a, int64_t b) {
+  int64_t sum;
+  return __builtin_add_overflow(a, b, &sum) ? (b > 0 ? kInt64Max : kInt64Min) : sum;
+}
+
+inline int64_t subtract_saturated(int64_t a, int64_t b) {
+  int64_t difference;
+  return __builtin_sub_overflow(a, b, &difference) ? (b < 0 ? kInt64Max : kInt64Min) : difference;
+}
+
+}  // namespace fastee::sched
