@@ -1,8 +1,9 @@
 """Networks with exits: ``attach``, ``EarlyExit``, ``ExitHead``, ``ExitResult``, ``load``."""
 
 from fastee.nn.attach import attach
+from fastee.nn.checkpoint import load
 from fastee.nn.early_exit import EarlyExit
 from fastee.nn.heads import ExitHead
 from fastee.nn.result import ExitResult
 
-__all__ = ["EarlyExit", "ExitHead", "ExitResult", "attach"]
+__all__ = ["EarlyExit", "ExitHead", "ExitResult", "attach", "load"]

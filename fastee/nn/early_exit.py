@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from fastee import ops
 from fastee.errors import did_you_mean
+from fastee.nn.deadline import make_scheduler, run_deadline
 from fastee.nn.heads import ExitHead
 from fastee.nn.result import End, ExitResult, Parts, Whole
 from fastee.nn.segment import Segment
 from fastee.nn.trace import Inputs, eval_mode, logits_of, watching
+from fastee.scheduling import Profile, QoS, Scheduler, profile
 
 MEASURES = ("max_prob", "margin", "entropy", "energy")
 
@@ -55,6 +57,7 @@ class EarlyExit(nn.Module):
         self._compile_options: dict[str, Any] | None = None
         self._compiled: list[Any] | None = None
         self._profile = self._scheduler = self._digest = None
+        self._qos = QoS()
         self.training = backbone.training
 
     # the rule
@@ -118,12 +121,15 @@ class EarlyExit(nn.Module):
         modules = self._modules
         return self._segments[i](modules["backbone"], modules["constants"], carry)
 
-    def exit_step(self, i: int, carry: tuple[Tensor, ...], *, logits: bool = False):
-        """Return the decision of exit `i` (0..K-1) on a carry, with the current measure and threshold; see ``fastee.ops.exit_step``."""
+    def exit_step(
+        self, i: int, carry: tuple[Tensor, ...], *, logits: bool = False, measure: str | None = None, threshold: float | None = None
+    ):
+        """Return the decision of exit `i` (0..K-1) on a carry, with the current measure and threshold unless given; see ``fastee.ops.exit_step``."""
         place = self._mask_places[i]
-        return self.heads[i].step(
-            carry[0], self._measure, self._thresholds[i], mask=None if place is None else carry[place], logits=logits
-        )
+        return self._modules["heads"][i].step(
+            carry[0], measure or self._measure, self._thresholds[i] if threshold is None else threshold,
+            mask=None if place is None else carry[place], logits=logits,
+        )  # fmt: skip
 
     def segment(self, i: int) -> nn.Module:
         """Return segment `i` as a module with only the submodules it needs (shared, not copied), e.g. for ``torch.export``."""
@@ -148,10 +154,12 @@ class EarlyExit(nn.Module):
     # running
 
     def forward(self, *x: Any, deadline: float | None = None, **named: Tensor) -> Any:
-        """Answer a batch; see the class. `deadline` in seconds from now: rows that would be late leave at the exit they reached.
+        """Answer a batch; see the class. `deadline` in seconds from the call: rows that would be late leave at the exit they reached.
 
-        Inputs as the backbone takes them, or one tuple or dict of them. An empty batch gives an empty result. Under a deadline
-        the network always answers: rows that are late before the first exit are still run up to it and leave there, forced.
+        Inputs as the backbone takes them, or one tuple or dict of them. An empty batch gives an empty result. Answers carry no
+        gradient while an exit is on. Under a deadline (any number but NaN; <= 0 is late already) the network always answers:
+        rows that are late before the first exit are still run up to it and leave there, ``forced``. Without a profile the first such call
+        measures one before its clock starts (`ensure_profile`).
         """
         if self.training:
             return self._all_logits(self._gather_inputs(x, named))
@@ -160,11 +168,10 @@ class EarlyExit(nn.Module):
         entry = perf_counter_ns()
         values = self._gather_inputs(x, named)
         rows = values[0].shape[0]
+        if deadline is not None:
+            return self._run_deadline(values, rows, entry, deadline)
         if rows == 0:
             return self._empty(values[0].device)
-        if deadline is not None:
-            with torch.no_grad():
-                return self._run_deadline(values, rows, entry, deadline)
         if not self._on:
             return ExitResult._of(Whole(self.inputs.call(self.backbone, values), self.num_exits, self._measure))
         with torch.no_grad():
@@ -214,6 +221,75 @@ class EarlyExit(nn.Module):
         parts.append((self.num_exits, rows, None, End(carry[0], self._measure), None))
         return ExitResult._of(Parts(total, parts))
 
+    # deadlines
+
+    @property
+    def profile(self) -> Profile | None:
+        """Measured seconds per segment and batch size that deadlines are held against; None until measured or given."""
+        return self._profile
+
+    @profile.setter
+    def profile(self, value: Profile | None) -> None:
+        if value is not None and not isinstance(value, Profile):
+            raise TypeError(f"profile: expected a fastee.Profile or None, got {type(value).__name__}")
+        if value is not None and value.num_segments != self.num_segments:
+            raise ValueError(f"profile: this network has {self.num_segments} segments, the profile {value.num_segments}")
+        self._profile, self._scheduler = value, None
+
+    @property
+    def qos(self) -> QoS:
+        """The promise that ``deadline=`` is held to: hit rate, cost weight, largest drop of an early answer."""
+        return self._qos
+
+    @qos.setter
+    def qos(self, value: QoS) -> None:
+        if not isinstance(value, QoS):
+            raise TypeError(f"qos: expected a fastee.QoS, got {type(value).__name__}")
+        self._qos, self._scheduler = value, None
+
+    def ensure_profile(self, x: Any = None) -> Profile:
+        """Measure the profile of this machine unless there is one, with the rows of `x` (else of the example), and return it.
+
+        Batch sizes 1, 8, 32 up to the rows of `x` and that number itself.
+        """
+        if self._profile is None:
+            values = self.inputs.example if x is None else self._gather_inputs((x,), {})
+            rows = values[0].shape[0]
+            if rows == 0:
+                raise ValueError("x: a profile needs at least one row, got an empty batch")
+            sizes = tuple(sorted({1, rows, *(s for s in (8, 32) if s < rows)}))
+            self.profile = profile(self, values, batch_sizes=sizes, repeats=7, warmup=2)
+        return self._profile
+
+    def scheduler(self, rows: int = 1) -> Scheduler:
+        """Return the scheduler of this network with room for `rows` tasks at once; made on first use and after every change."""
+        if self._scheduler is None or self._scheduler.max_tasks < rows:
+            self._scheduler = make_scheduler(self, self._qos, max(4096, rows))
+        return self._scheduler
+
+    def _run_deadline(self, values: tuple[Tensor, ...], rows: int, entry: int, deadline: Any) -> ExitResult:
+        if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+            raise TypeError(f"deadline: expected seconds as a number, got {type(deadline).__name__} {deadline!r}")
+        if deadline != deadline:
+            raise ValueError("deadline: expected seconds, got NaN")
+        if rows == 0:
+            return self._empty(values[0].device)
+        with torch.no_grad():
+            if self._profile is None:
+                self.ensure_profile(values if self.inputs.kind != "single" else values[0])
+                entry = perf_counter_ns()
+            try:
+                return run_deadline(self, self.scheduler(rows), values, rows, entry, deadline)
+            except BaseException:
+                self._scheduler = None  # its open tasks would stay for ever
+                raise
+
+    def save(self, path: Any, weights: str = "heads") -> None:
+        """Write heads, exits and rule (with ``weights="all"`` the backbone too) to one safetensors file for `fastee.load`."""
+        from fastee.nn.checkpoint import save
+
+        save(self, path, weights)
+
     def _all_logits(self, values: tuple[Tensor, ...]) -> list[Tensor]:
         mask = None if self._mask_input is None else values[self._mask_input]
         with watching(self.backbone, self.exit_names) as seen:
@@ -252,7 +328,7 @@ class EarlyExit(nn.Module):
         return self._digest[1]
 
     def _apply(self, fn, recurse=True):
-        self._compiled = None
+        self._compiled = self._profile = self._scheduler = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self):

@@ -87,7 +87,7 @@ class ExitHead(nn.Module):
         mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
         key = (id(weight), weight.data_ptr(), weight._version, bias._version, gain._version, shift._version, mean._version, var._version)
         if self._folded is None or self._folded[0] != key:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # the fold outlives an inference_mode block of the caller
                 scale = gain.double() / (var.double() + norm.eps).sqrt()
                 w = (weight.double() * scale).to(weight.dtype)
                 b = (bias.double() + weight.double() @ (shift.double() - mean.double() * scale)).to(bias.dtype)

@@ -1,0 +1,132 @@
+"""thresholds(): exit thresholds from arrays, under a budget and with a guarantee."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from fastee.calibration.risk import p_values, samples_needed
+from fastee.calibration.search import OFF, Search, exits_of
+
+RUNGS = 40
+
+
+@dataclasses.dataclass
+class ThresholdReport:
+    """What was chosen and what it does on the given rows.
+
+    ``thresholds`` [K] (+inf = off), ``cost`` mean cost per row, ``drop`` mean loss on the rows, ``bound`` what the true drop stays under
+    with the asked confidence (+inf without a guarantee, 0 when every exit is off), ``exits`` [K+1] rows per exit, ``note`` why exits stayed off.
+    """
+
+    thresholds: list[float]
+    cost: float
+    drop: float
+    bound: float
+    exits: list[int]
+    confidence: float | None
+    note: str = ""
+
+
+def thresholds(
+    score: Any, correct: Any, cost: Any, max_drop: float = 0.01, confidence: float | None = 0.95, *, risk: str = "accuracy",
+    seed: int = 0,
+) -> ThresholdReport:  # fmt: skip
+    """Choose one threshold per exit: least mean cost such that the accuracy drop against the end is at most `max_drop`.
+
+    Args:
+        score: [N, K], larger = more confident; NaN never exits.
+        correct: [N, K+1] bool or 0/1: is the answer of exit k right (last column: the end)? For ``risk="agreement"``: does it equal the end's answer?
+        cost: [K+1], cumulative cost of leaving at exit k, >= 0, finite.
+        max_drop: in [0, 1].
+        confidence: with at least this probability over the draw of the rows the true drop is <= max_drop; None only holds
+            the drop on the given rows (and ``bound`` is +inf).
+        risk: ``agreement`` promises that the last column is always true, which allows a sharper test.
+        seed: of the split below.
+
+    The loss of a row is ``correct[end] - correct[exit taken]`` in {-1, 0, 1}. Method: Learn then Test (arXiv 2110.01052). One half of the
+    rows (drawn by `seed`) finds the best thresholds for the budget and a ladder of cautious versions of them; the other
+    half tests the ladder from the cautious end, each rung against "drop > max_drop" at level 1 - confidence, until one is not
+    rejected (fixed-sequence testing). The cheapest rung passed is taken; cost, drop and exits are those on all rows. When no rung passes,
+    every threshold is +inf and ``note`` says how many rows the guarantee needs.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> u = rng.random((4000, 1))
+    >>> right = np.hstack([u > 0.5, np.ones((4000, 1), bool)])       # exit 0 is right above 0.5, the end always
+    >>> r = thresholds(u, right, cost=[1.0, 3.0], max_drop=0.02)
+    >>> r.drop <= 0.02, r.bound, 1.5 < r.cost < 2.5
+    (True, 0.02, True)
+    """
+    u, loss, c = _arrays(score, correct, cost)
+    if risk not in ("accuracy", "agreement"):
+        raise ValueError(f"risk: expected 'accuracy' or 'agreement', got {risk!r}")
+    signed = risk == "accuracy"
+    if not signed and (loss < 0).any():
+        raise ValueError("correct: with risk='agreement' the last column (the end agrees with itself) must be all true")
+    max_drop = _share("max_drop", max_drop)
+    if confidence is not None:
+        confidence = _share("confidence", confidence)
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence: expected a number between 0 and 1, or None, got {confidence}")
+    everything = Search(u, loss, c)
+    if confidence is None:
+        return _report(everything, everything.best(max_drop), math.inf, None, "")
+    level = 1.0 - confidence
+    order = np.random.default_rng(seed).permutation(len(u))
+    learn, test = order[: len(u) // 2], order[len(u) // 2 :]
+    off = np.full(u.shape[1], OFF)
+    if max_drop == 0:
+        return _report(everything, off, 0.0, confidence, "no finite number of rows can guarantee max_drop=0; exits stay off")
+    needed = 2 * samples_needed(max_drop, level, signed)
+    short = f"max_drop={max_drop:g} with confidence {confidence:g} needs at least {needed} rows"
+    if len(learn) == 0:
+        return _report(everything, off, 0.0, confidence, f"{short}, got {len(u)}; exits stay off")
+    search = Search(u[learn], loss[learn], c)
+    rungs = search.ladder(search.best(max_drop), RUNGS)
+    exits = np.stack([exits_of(everything.score[test], r) for r in rungs], axis=1)
+    p = p_values(loss[test][np.arange(len(test))[:, None], exits], max_drop, signed)
+    passed = int(np.argmax(p > level)) if (p > level).any() else len(rungs)
+    if passed == 0:
+        why = f"{short}, got {len(u)}" if len(u) < needed else f"the most cautious thresholds already miss max_drop={max_drop:g} on {len(test)} test rows"
+        return _report(everything, off, 0.0, confidence, f"{why}; exits stay off")
+    best = min(range(passed), key=lambda j: (everything.value(rungs[j])[0], -j))
+    if not (rungs[best] < OFF).any():
+        return _report(everything, off, 0.0, confidence, "no exit saves cost within the budget")
+    return _report(everything, rungs[best], max_drop, confidence, "")
+
+
+def _report(search: Search, theta: np.ndarray, bound: float, confidence: float | None, note: str) -> ThresholdReport:
+    cost, drop = search.value(theta)
+    counts = np.bincount(exits_of(search.score, theta), minlength=search.k + 1)
+    return ThresholdReport([float(t) for t in theta], cost, drop, bound, counts.tolist(), confidence, note)
+
+
+def _arrays(score: Any, correct: Any, cost: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u = np.asarray(score, dtype=np.float64)
+    if u.ndim != 2 or 0 in u.shape:
+        raise ValueError(f"score: expected [N, K] with at least one row and one exit, got {list(u.shape)}")
+    right = np.asarray(correct)
+    if right.shape != (u.shape[0], u.shape[1] + 1):
+        raise ValueError(f"correct: expected {[u.shape[0], u.shape[1] + 1]} (rows, exits and the end), got {list(right.shape)}")
+    if not np.isin(right, (0, 1)).all():
+        raise ValueError("correct: expected only 0 and 1 (or bool)")
+    right = right.astype(np.float64)
+    c = np.asarray(cost, dtype=np.float64)
+    if c.shape != (u.shape[1] + 1,):
+        raise ValueError(f"cost: expected {u.shape[1] + 1} numbers, one per exit and one for the end, got {list(c.shape)}")
+    if not (np.isfinite(c) & (c >= 0)).all():
+        raise ValueError(f"cost: expected finite numbers >= 0, got {c.tolist()}")
+    return u, right[:, -1:] - right, c
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    value = float(value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    return value
