@@ -1,0 +1,163 @@
+"""How a carry (tuple of tensors) becomes payload bytes and back: one registered codec per wire id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastee.cluster.frame import MAX_PAYLOAD, Frame, TensorEntry
+from fastee.errors import FrameError, did_you_mean
+
+Carry = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way to pack a tensor: ``accepts`` says whether it applies, ``size`` the packed bytes for (dtype, shape)."""
+
+    id: int
+    name: str
+    accepts: Callable[[torch.Tensor], bool]
+    size: Callable[[torch.dtype, tuple[int, ...]], int]
+    pack: Callable[[torch.Tensor], list[Any]]
+    unpack: Callable[[memoryview, TensorEntry], torch.Tensor]
+
+
+CODECS: dict[str, Codec] = {}
+_BY_ID: dict[int, Codec] = {}
+
+
+def register(codec: Codec) -> Codec:
+    """Add a codec; its id (0..254) is what stands on the wire and must never be reused."""
+    if codec.name in CODECS or codec.id in _BY_ID or not 0 <= codec.id < 255:
+        raise ValueError(f"codec: id {codec.id} and name {codec.name!r} must be free and the id within 0..254")
+    CODECS[codec.name] = _BY_ID[codec.id] = codec
+    return codec
+
+
+def codec_id(name: str) -> int:
+    """Return the wire id of a codec's name; raises ``ValueError`` for an unknown one."""
+    if name not in CODECS:
+        raise ValueError(f"codec: got {name!r}, expected one of {sorted(CODECS)}{did_you_mean(str(name), CODECS)}")
+    return CODECS[name].id
+
+
+def codec_name(number: int) -> str:
+    """Return the name of a wire id; raises ``FrameError`` for an unknown one."""
+    if number not in _BY_ID:
+        raise FrameError(f"frame: codec id {number} is unknown, expected one of {sorted(_BY_ID)}")
+    return _BY_ID[number].name
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _bytes_of(x: torch.Tensor) -> np.ndarray:
+    return x.reshape(-1).view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8)
+
+
+def _load(view: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    # A received buffer starts at any address (17 of 20 at odd ones), which typed loads may not: copy into torch's own memory.
+    out = torch.empty(shape, dtype=dtype)
+    if out.numel():
+        _bytes_of(out)[:] = np.frombuffer(view, np.uint8)
+    return out
+
+
+def _unpack_raw(view: memoryview, entry: TensorEntry) -> torch.Tensor:
+    if entry.dtype is torch.bool and view.nbytes and np.frombuffer(view, np.uint8).max() > 1:
+        raise FrameError("frame: a bool tensor holds bytes other than 0 and 1")
+    return _load(view, entry.dtype, entry.shape)
+
+
+def _pack_int8(x: torch.Tensor) -> list[Any]:
+    from fastee import ops
+
+    q = ops.quantize_rows(x.float(), "int8")
+    return [_bytes_of(q.scale.float().contiguous()), _bytes_of(q.data.contiguous())]
+
+
+def _unpack_int8(view: memoryview, entry: TensorEntry) -> torch.Tensor:
+    rows = entry.shape[0]
+    scale = _load(view[: 4 * rows], torch.float32, (rows,) + (1,) * (len(entry.shape) - 1))
+    return (_load(view[4 * rows :], torch.int8, entry.shape).float() * scale).to(entry.dtype)
+
+
+RAW = register(
+    Codec(
+        0,
+        "raw",
+        accepts=lambda x: True,
+        size=lambda dtype, shape: _numel(shape) * dtype.itemsize,
+        pack=lambda x: [_bytes_of(x)],
+        unpack=_unpack_raw,
+    )
+)
+INT8 = register(
+    Codec(
+        1,
+        "int8",
+        # Under 8 values a row the 4-byte scale eats the gain; integers and masks must stay exact.
+        accepts=lambda x: x.is_floating_point() and x.ndim >= 2 and x.numel() >= 8 * x.shape[0] > 0,
+        size=lambda dtype, shape: 4 * shape[0] + _numel(shape),
+        pack=_pack_int8,
+        unpack=_unpack_int8,
+    )
+)
+
+
+def pack(carry: Sequence[torch.Tensor], codec: str = "raw") -> tuple[tuple[TensorEntry, ...], Any]:
+    """Return (table, payload) of a carry: every tensor the codec accepts is packed with it, the others travel raw.
+
+    >>> table, payload = pack((torch.zeros(2, 16),), "int8")
+    >>> table[0].nbytes                      # two fp32 scales and 32 int8 values
+    40
+    """
+    chosen = CODECS[codec] if codec in CODECS else _BY_ID[codec_id(codec)]
+    table, blobs = [], []
+    for x in carry:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"carry: got {type(x).__name__} among its values, expected tensors only")
+        x = x.detach().cpu().contiguous()
+        how = chosen if chosen.accepts(x) else RAW
+        parts = how.pack(x)
+        table.append(TensorEntry(x.dtype, tuple(x.shape), how.id, sum(len(p) for p in parts)))
+        blobs += parts
+    payload = memoryview(blobs[0]) if len(blobs) == 1 else b"".join(blobs)
+    return tuple(table), payload
+
+
+def unpack(frame: Frame) -> Carry:
+    """Return the carry of a decoded frame, in memory of its own; raises ``FrameError`` for sizes that contradict each other."""
+    view, at, carry = memoryview(frame.payload), 0, []
+    for number, entry in enumerate(frame.tensors):
+        codec_name(entry.packing)
+        how = _BY_ID[entry.packing]
+        if how is not RAW and (not entry.dtype.is_floating_point or not entry.shape):
+            raise FrameError(f"frame: tensor {number} of {entry.dtype}, shape {entry.shape} cannot be packed as {how.name}")
+        if how.size(entry.dtype, entry.shape) != entry.nbytes:
+            raise FrameError(
+                f"frame: tensor {number} has {entry.nbytes} bytes, {how.name} of {entry.dtype} {entry.shape} needs "
+                f"{how.size(entry.dtype, entry.shape)}"
+            )
+        if entry.numel * entry.dtype.itemsize > 4 * MAX_PAYLOAD:
+            raise FrameError(f"frame: tensor {number} unpacks to more than {4 * MAX_PAYLOAD} bytes")
+        if at + entry.nbytes > view.nbytes:
+            raise FrameError(f"frame: the payload ends inside tensor {number}")
+        carry.append(how.unpack(view[at : at + entry.nbytes], entry))
+        at += entry.nbytes
+    return tuple(carry)
+
+
+def packed_bytes(carry: Sequence[torch.Tensor], codec: str) -> int:
+    """Return the payload bytes of a carry under a codec, scales included, header not."""
+    table, _ = pack(carry, codec)
+    return sum(t.nbytes for t in table)
