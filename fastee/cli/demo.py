@@ -127,9 +127,8 @@ def _run(console: Console, steps: _Steps, quick: bool, seed: int, threads: int) 
         said.append(f"{total / 1e6:.1f} M multiply-adds per image, reached by the exits: {', '.join(f'{100 * s:.0f} %' for s in share[:-1])}")
     with steps.step("fit the heads (backbone frozen)") as said:
         epochs = 3 if quick else 10
-        fastee.fit(net, DataLoader(train, 250, shuffle=True, generator=torch.Generator().manual_seed(seed)), method="frozen", epochs=epochs)
-        net.eval()
-        said.append(f"{epochs} epochs")
+        fitted = fastee.fit(net, DataLoader(train, 250), method="frozen", epochs=epochs, seed=seed, progress=False)
+        said.append(f"{epochs} epochs, accuracy per exit {', '.join(f'{100 * a:.1f} %' for a in fitted.accuracy)}")
     with steps.step(f"calibrate to a drop of at most {100 * MAX_DROP:g} points") as said:
         report = fastee.calibrate(net, DataLoader(val, 250), max_drop=MAX_DROP, confidence=CONFIDENCE, measure=MEASURE)
         thresholds = [float(t) for t in net.thresholds]
