@@ -48,6 +48,18 @@ FASTEE_INLINE void tile(const float* x, int64_t xs, const float* w, int64_t ws, 
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) acc[r][c] = first ? set1(0.0f) : load(lanes + 16 * (r * C + c));
   accumulate<R, C>(x, xs, w, ws, n, acc);
+  if constexpr (R * C == 16) {
+    if (last) {
+      V all[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) all[i] = acc[i / C][i % C];
+      float dots[16];
+      store(dots, sums(all));
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) z[i / C * zs + i % C] = dots[i] + (bias ? bias[i % C] : 0.0f);
+      return;
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

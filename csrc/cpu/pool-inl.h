@@ -6,25 +6,34 @@
 
 namespace fastee::cpu::FASTEE_ISA {
 
-// Sums of F vectors of n contiguous floats, `stride` apart; F chains in flight hide the adds' latency.
+// Accumulate F vectors of n contiguous floats, `stride` apart; F chains in flight hide the adds' latency.
 template <int F>
-FASTEE_INLINE void sums(const float* p, int64_t stride, int64_t n, float scale, float* out) {
-  V acc[F];
+FASTEE_INLINE void accumulate_inner(const float* p, int64_t stride, int64_t n, V* acc) {
+#pragma GCC unroll 4
   for (int f = 0; f < F; ++f) acc[f] = set1(0.0f);
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int f = 0; f < F; ++f) acc[f] = add(acc[f], load(p + f * stride + i));
   if (i < n)
+#pragma GCC unroll 4
     for (int f = 0; f < F; ++f) acc[f] = add(acc[f], load_n(p + f * stride + i, n - i, 0.0f));
-  for (int f = 0; f < F; ++f) out[f] = sum(acc[f]) * scale;
 }
 
 FASTEE_INLINE void pool_inner_contiguous(const Activation& x, const float* row, float* out) {
   const float scale = 1.0f / static_cast<float>(x.inner);
   int64_t d = 0;
-  for (; d + 8 <= x.features; d += 8) sums<8>(row + d * x.feature_stride, x.feature_stride, x.inner, scale, out + d);
-  for (; d < x.features; ++d) sums<1>(row + d * x.feature_stride, x.feature_stride, x.inner, scale, out + d);
+  for (; d + 16 <= x.features; d += 16) {
+    V acc[16];
+#pragma GCC unroll 4
+    for (int f = 0; f < 16; f += 4) accumulate_inner<4>(row + (d + f) * x.feature_stride, x.feature_stride, x.inner, acc + f);
+    store(out + d, mul(sums(acc), set1(scale)));
+  }
+  for (; d < x.features; ++d) {
+    V acc;
+    accumulate_inner<1>(row + d * x.feature_stride, x.feature_stride, x.inner, &acc);
+    out[d] = sum(acc) * scale;
+  }
 }
 
 FASTEE_INLINE void pool_features_contiguous(const Activation& x, const float* row, const uint8_t* mask, float* out) {

@@ -160,6 +160,42 @@ FASTEE_INLINE float highest(V a) {
   return a.a[0];
 }
 #endif
+
+// Sixteen sums at once: lane i of the result is sum(v[i]), by the same tree, in 45 instead of 16 * 9 operations.
+#if defined(FASTEE_SIMD_AVX512)
+FASTEE_INLINE V sums(const V (&v)[16]) {
+  V quad[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {  // quads 0..3 of quad[k] are vectors k, k + 4, k + 8, k + 12
+    const V a = v[k], b = v[k + 4], c = v[k + 8], d = v[k + 12];
+    const V ab = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const V cd = add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    quad[k] = add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  }
+  const V even = add(_mm512_shuffle_ps(quad[0], quad[1], 0x44), _mm512_shuffle_ps(quad[0], quad[1], 0xee));
+  const V odd = add(_mm512_shuffle_ps(quad[2], quad[3], 0x44), _mm512_shuffle_ps(quad[2], quad[3], 0xee));
+  return add(_mm512_shuffle_ps(even, odd, 0x88), _mm512_shuffle_ps(even, odd, 0xdd));
+}
+#elif defined(FASTEE_SIMD_AVX2)
+FASTEE_INLINE __m256 sums_half(const V* v) {
+  __m256 quad[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {  // halves 0, 1 of quad[k] are vectors k, k + 4
+    const __m256 a = _mm256_add_ps(v[k].lo, v[k].hi), b = _mm256_add_ps(v[k + 4].lo, v[k + 4].hi);
+    quad[k] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  const __m256 even = _mm256_add_ps(_mm256_shuffle_ps(quad[0], quad[1], 0x44), _mm256_shuffle_ps(quad[0], quad[1], 0xee));
+  const __m256 odd = _mm256_add_ps(_mm256_shuffle_ps(quad[2], quad[3], 0x44), _mm256_shuffle_ps(quad[2], quad[3], 0xee));
+  return _mm256_add_ps(_mm256_shuffle_ps(even, odd, 0x88), _mm256_shuffle_ps(even, odd, 0xdd));
+}
+FASTEE_INLINE V sums(const V (&v)[16]) { return {sums_half(v), sums_half(v + 8)}; }
+#else
+FASTEE_INLINE V sums(const V (&v)[16]) {
+  V r;
+  FASTEE_LANES r.a[i] = sum(v[i]);
+  return r;
+}
+#endif
 FASTEE_INLINE float lowest(V a) { return -highest(sub(set1(0.0f), a)); }
 
 constexpr float kInf = __builtin_inff();
