@@ -21,13 +21,14 @@ class Hello(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
-    """How I am: tasks waiting here, mean seconds one segment took lately, tasks finished or passed on so far, and
-    the bytes put on the link to each node."""
+    """How I am: tasks waiting here, mean seconds one segment took lately, tasks finished or passed on so far, the
+    bytes put on the link to each node, the nodes that this one can reach."""
 
     queue: int
     service: float
     handled: int
     sent: list[int] = []
+    up: list[int] = []
 
 
 class Moved(msgspec.Struct, forbid_unknown_fields=True):

@@ -53,7 +53,6 @@ class Worker:
     """The I/O thread of a node: sockets, emulated links, heartbeats; hands tasks to the compute thread and sends what it emits."""
 
     def __init__(self, net: Any, settings: Settings, profile: Profile, links: dict, stdin_fd: int):
-
         self.settings = settings
         self.index = settings.index
         self.incarnation = secrets.randbits(63)
@@ -220,7 +219,8 @@ class Worker:
             return
         self._beat = now + HEARTBEAT_SECONDS
         sent = [self._courier.bytes_to.get(n, 0) for n in range(len(self.settings.names))]
-        payload = to_payload(Heartbeat(self.node.queue_length, self.node.service, self.node.handled, sent))
+        reach = [n for n, up in self._up.items() if up]
+        payload = to_payload(Heartbeat(self.node.queue_length, self.node.service, self.node.handled, sent, reach))
         for node, connected in self._connected.items():
             if connected:
                 self._courier.direct(node_peer(node), Frame(Kind.HEARTBEAT, payload=payload))

@@ -1,0 +1,447 @@
+"""The client's side: every task gets exactly one answer or one typed error, whatever happens to the nodes.
+
+One thread owns the sockets. It admits tasks under a credit window per entry node, follows where each task is (nodes tell when they
+pass one on), starts a task over when a node that had it is lost, and drops answers that come twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import secrets
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from fastee.cluster import codec as codecs
+from fastee.cluster.courier import Courier
+from fastee.cluster.frame import FREE, NO_DEADLINE, Flag, Frame, Kind, decode
+from fastee.cluster.link import Link
+from fastee.cluster.messages import (
+    Heartbeat,
+    Hello,
+    Moved,
+    Ports,
+    Refused,
+    client_peer,
+    from_payload,
+    node_of,
+    node_peer,
+    to_payload,
+)
+from fastee.cluster.transport import Message, PeerEvent, ZmqTransport
+from fastee.errors import ClusterError, DeadlineExceeded, FingerprintMismatch, FrameError, PeerLost, Rejected
+
+DOWN_SECONDS = 1.0
+MAX_ATTEMPTS = 16
+MAX_PENDING = 65536
+_TICK_SECONDS = 0.05
+_ATTEMPT_STEP = 256
+
+
+@dataclass(frozen=True)
+class TaskAnswer:
+    """One answered task: logits [C], label, confidence, exit (0-based, K = the end), name index of the node where it ended,
+    latency in seconds since its clock started, bytes it put on links between machines, whether the deadline forced the exit."""
+
+    logits: torch.Tensor
+    label: int
+    confidence: float
+    exit: int
+    node: int
+    latency: float
+    wire_bytes: int
+    forced: bool
+
+
+@dataclass
+class _Task:
+    number: int
+    values: tuple[torch.Tensor, ...]
+    deadline: float | None
+    route: bytes
+    flags: Flag
+    codec: int
+    future: Future
+    start: int = 0
+    expiry: int = 0
+    entry: int = -1
+    place: int = -1
+    hops: int = 0
+    attempt: int = 0
+    visited: set[int] = field(default_factory=set)
+    due: int = NO_DEADLINE
+
+
+class NodeState:
+    """What the client knows of a node."""
+
+    def __init__(self, index: int, name: str):
+        self.index, self.name = index, name
+        self.hello = self.connected = self.up = self.exited = False
+        self.seen = 0.0
+        self.beat = Heartbeat(0, 0.0, 0)
+        self.in_flight = 0
+
+
+class Client:
+    """Submits tasks to nodes and settles their futures; thread-safe towards callers.
+
+    `running` tells per node whether its process lives. Times: `grace` seconds past a deadline, `timeout` seconds for a task without one.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        ports: Sequence[Ports],
+        fingerprint: bytes,
+        links: Mapping[tuple[int, int], Link],
+        *,
+        credit: int,
+        grace: float,
+        timeout: float,
+        running: Callable[[int], bool] = lambda index: True,
+    ):
+        self.nodes = [NodeState(i, name) for i, name in enumerate(names)]
+        self.credit, self.grace, self.timeout = credit, grace, timeout
+        self.counts: Counter[str] = Counter()
+        self.exits: Counter[int] = Counter()
+        self.served: Counter[int] = Counter()
+        self._ports, self._fingerprint, self._links, self._running = list(ports), fingerprint, dict(links), running
+        self._incarnation = secrets.randbits(63)
+        self._numbers = itertools.count(secrets.randbits(31) << 32)
+        self._lock = threading.Lock()
+        self._arrivals: deque[_Task] = deque()
+        self._queue: deque[_Task] = deque()
+        self._pending: dict[int, _Task] = {}
+        self._expiries: list[tuple[int, int]] = []
+        self._again: list[tuple[int, int, int]] = []
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._fatal: BaseException | None = None
+        self._tick = 0.0
+        self._thread = threading.Thread(target=self._main, name="fastee-cluster", daemon=True)
+        self._ready = threading.Event()
+        self._thread.start()
+        self._ready.wait(10)
+
+    # called from any thread
+
+    def submit(self, values: tuple[torch.Tensor, ...], deadline: float | None, route: bytes, flags: Flag, codec: int, *, from_now: bool) -> Future:
+        """Queue one task (every tensor with one row) and return the Future of its `TaskAnswer`.
+
+        With `from_now` the task's clock starts here, else when its credit is there (a closed loop of `credit` tasks).
+        """
+        future: Future = Future()
+        future.set_running_or_notify_cancel()
+        now = time.monotonic_ns()
+        task = _Task(next(self._numbers), values, deadline, route, flags, codec, future)
+        with self._lock:
+            if self._stop.is_set():
+                raise ClusterError("cluster: it is closed")
+            if self._fatal is not None:
+                raise ClusterError(f"cluster: its I/O thread failed: {self._fatal!r}")
+            if len(self._arrivals) + len(self._pending) >= MAX_PENDING:
+                raise Rejected(f"cluster: {MAX_PENDING} tasks are pending already; slow down")
+            self.counts["tasks"] += 1
+            if from_now:
+                self._start(task, now)
+            self._arrivals.append(task)
+        self._transport.wake()
+        return future
+
+    def wait_ready(self, timeout: float) -> list[NodeState]:
+        """Wait until every node has said HELLO and reaches every other; returns those that have not by then."""
+        end = time.monotonic() + timeout
+
+        def missing() -> list[NodeState]:
+            return [n for n in self.nodes if not (n.hello and n.up and len(n.beat.up) == len(self.nodes) - 1)]
+
+        with self._changed:
+            while (late := missing()) and time.monotonic() < end and not any(n.exited for n in late) and self._fatal is None:
+                self._changed.wait(0.05)
+        return late
+
+    def bytes_from_here(self) -> dict[int, int]:
+        """Bytes that the client itself put on the link from machine 0 to each other machine."""
+        return dict(self._courier.bytes_to)
+
+    @property
+    def pending(self) -> int:
+        """Tasks without an answer or error so far."""
+        return self.counts["tasks"] - self.counts["answers"] - self.counts["errors"]
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop the thread; what is still pending fails with ``ClusterError``."""
+        with self._lock:
+            self._stop.set()
+        with contextlib.suppress(AttributeError):
+            self._transport.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    # the thread
+
+    def _main(self) -> None:
+        self._transport = ZmqTransport(client_peer(self._incarnation))
+        self._courier = Courier(self._transport, 0, self._links, self._incarnation, self._fingerprint, self._is_up)
+        try:
+            for node, at in zip(self.nodes, self._ports, strict=True):
+                self._transport.connect(node_peer(node.index), "127.0.0.1", at.ctl, at.bulk)
+            self._ready.set()
+            while not self._stop.is_set():
+                for item in self._transport.receive(min(self._pause(), self._courier.pause())):
+                    self._handle(item)
+                self._watch()
+                self._admit()
+                for parcel in self._courier.flush():
+                    if parcel.frame.kind is Kind.TASK:
+                        self._start_over(parcel.frame.task, parcel.frame.hops // _ATTEMPT_STEP)
+        except BaseException as error:
+            self._fatal = error
+            raise
+        finally:
+            self._ready.set()
+            with self._lock:
+                left = [*self._pending.values(), *self._arrivals]
+                self._arrivals.clear()
+                self._pending.clear()
+                self._stop.set()
+            why = "it was closed before the task was answered" if self._fatal is None else f"its I/O thread failed: {self._fatal!r}"
+            for task in left:
+                self.counts["errors"] += 1
+                task.future.set_exception(ClusterError(f"cluster: {why}"))
+            self._transport.close()
+
+    def _is_up(self, peer: str) -> bool:
+        return self.nodes[node_of(peer)].up
+
+    def _pause(self) -> float:
+        soonest = min([q[0][0] for q in (self._expiries, self._again) if q], default=1 << 62)
+        return min(_TICK_SECONDS, max(0.0, (soonest - time.monotonic_ns()) * 1e-9))
+
+    def _start(self, task: _Task, now: int) -> None:
+        task.start = now
+        if task.deadline is None:
+            task.expiry = now + round(self.timeout * 1e9)
+        else:
+            task.due = now + round(task.deadline * 1e9)
+            task.expiry = task.due + round(self.grace * 1e9)
+
+    # membership
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        if self._tick and now - self._tick > DOWN_SECONDS / 2:
+            # This process itself stood still: the others' silence proves nothing.
+            for node in self.nodes:
+                node.seen = now
+        self._tick = now
+        for node in self.nodes:
+            if not node.exited and not self._running(node.index):
+                node.exited = True
+            up = node.hello and node.connected and not node.exited and now - node.seen < DOWN_SECONDS
+            if up != node.up:
+                node.up = up
+                if not up:
+                    self._lost(node)
+                self._tell()
+        if all(node.exited for node in self.nodes):
+            for task in self._take_all():
+                self._fail(task, PeerLost("cluster: all nodes are dead; close it and start a new one"))
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _lost(self, node: NodeState) -> None:
+        for task in list(self._pending.values()):
+            if node.index in task.visited:
+                self._start_over(task.number, task.attempt)
+
+    def _take_all(self) -> list[_Task]:
+        with self._lock:
+            self._queue.extend(self._arrivals)
+            self._arrivals.clear()
+        return list(self._pending.values()) + [t for t in self._queue if t.number not in self._pending]
+
+    # tasks
+
+    def _admit(self) -> None:
+        with self._lock:
+            fresh = list(self._arrivals)
+            for task in fresh:
+                self._pending[task.number] = task
+            self._arrivals.clear()
+        now = time.monotonic_ns()
+        for task in fresh:
+            self._queue.append(task)
+            if task.start:
+                heapq.heappush(self._expiries, (task.expiry, task.number))
+        while self._again and self._again[0][0] <= now:
+            _, number, attempt = heapq.heappop(self._again)
+            task = self._pending.get(number)
+            if task is not None and task.attempt == attempt:
+                self._queue.appendleft(task)
+        while self._expiries and self._expiries[0][0] <= now:
+            task = self._pending.get(heapq.heappop(self._expiries)[1])
+            if task is not None:
+                self._expire(task)
+        entry = next((n for n in self.nodes if n.up), None)
+        while self._queue and (entry is None or entry.in_flight < self.credit):
+            if entry is None and self._queue[-1].start:
+                break
+            task = self._queue.popleft()
+            if task.number not in self._pending:
+                continue
+            if not task.start:
+                self._start(task, time.monotonic_ns())
+                heapq.heappush(self._expiries, (task.expiry, task.number))
+            if entry is None:
+                # No node to take it, but its clock runs: it must end in an error, not in waiting.
+                self._queue.append(task)
+                continue
+            self._send(task, entry)
+
+    def _send(self, task: _Task, entry: NodeState) -> None:
+        task.entry = task.place = entry.index
+        task.hops, task.visited = task.attempt * _ATTEMPT_STEP, {entry.index}
+        entry.in_flight += 1
+        codec = "raw" if task.codec == FREE or entry.index == 0 else codecs.codec_name(task.codec)
+        tensors, payload = codecs.pack(task.values, codec)
+        frame = Frame(
+            Kind.TASK,
+            task=task.number,
+            origin=self._incarnation,
+            codec=task.codec,
+            flags=task.flags,
+            hops=task.hops,
+            route=task.route,
+            tensors=tensors,
+            payload=payload,
+        )
+        if not self._courier.put(node_peer(entry.index), entry.index, frame, task.due):
+            self._fail(task, PeerLost(f"cluster: the link from {self.nodes[0].name!r} to {entry.name!r} is down and no nearer node is up"))
+
+    def _start_over(self, number: int, attempt: int) -> None:
+        """Send a task anew from its input, unless this attempt is already history."""
+        task = self._pending.get(number)
+        if task is None or task.attempt != attempt or task.entry < 0:
+            return
+        self._release(task)
+        task.attempt += 1
+        if task.attempt >= MAX_ATTEMPTS:
+            self._fail(task, PeerLost(f"cluster: the task was started {MAX_ATTEMPTS} times and lost each time"))
+            return
+        self.counts["retries"] += 1
+        lost_host = any(n != FREE and not self.nodes[n].up for n in task.route)
+        if task.route and (lost_host or task.attempt > 2):
+            task.route = b""
+            self.counts["replanned"] += 1
+        # The first retry is at once; later ones wait, or two nodes that lost each other would be asked in a tight loop.
+        wait = 0 if task.attempt == 1 else min(0.2, 0.01 * 2**task.attempt)
+        heapq.heappush(self._again, (time.monotonic_ns() + round(wait * 1e9), number, task.attempt))
+
+    def _release(self, task: _Task) -> None:
+        if task.entry >= 0:
+            self.nodes[task.entry].in_flight -= 1
+            task.entry = task.place = -1
+
+    def _expire(self, task: _Task) -> None:
+        where = f"last seen at node {self.nodes[task.place].name!r}" if task.place >= 0 else "not taken by any node"
+        limit = f"timeout of {self.timeout} s" if task.deadline is None else f"deadline of {task.deadline} s plus {self.grace} s of grace"
+        self._fail(task, DeadlineExceeded(f"cluster: no answer within the {limit}; the task was {where}"))
+
+    def _settle(self, task: _Task) -> bool:
+        with self._lock:
+            found = self._pending.pop(task.number, None) is not None
+        if found:
+            self._release(task)
+        return found
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        if self._settle(task):
+            self.counts["errors"] += 1
+            self.counts[f"error {type(error).__name__}"] += 1
+            task.future.set_exception(error)
+
+    # what nodes say
+
+    def _handle(self, item: Message | PeerEvent) -> None:
+        node = self.nodes[node_of(item.peer)]
+        if isinstance(item, PeerEvent):
+            node.connected = item.up
+            if item.up:
+                self._courier.direct(item.peer, Frame(Kind.HELLO, payload=to_payload(Hello("client", -1, os.getpid()))))
+            return
+        try:
+            self._act(node, decode(item.parts))
+        except FrameError as error:
+            self.counts["bad frames"] += 1
+            print(f"cluster: ignored bytes from node {node.name!r}: {error}", file=sys.stderr)
+
+    def _act(self, node: NodeState, frame: Frame) -> None:
+        if frame.kind is Kind.REFUSED:
+            self._refused(node, frame, from_payload(frame, Refused))
+            return
+        if frame.fingerprint != self._fingerprint:
+            raise FingerprintMismatch(f"frame: model fingerprint {frame.fingerprint.hex()}, expected {self._fingerprint.hex()}")
+        if frame.kind is Kind.ANSWER:
+            self._answered(node, frame)
+        elif frame.kind is Kind.HEARTBEAT:
+            node.beat, node.seen = from_payload(frame, Heartbeat), time.monotonic()
+            self._tell()
+        elif frame.kind is Kind.HELLO:
+            from_payload(frame, Hello)
+            node.hello, node.seen = True, time.monotonic()
+            self._tell()
+        elif frame.kind is Kind.MOVED:
+            target, task = from_payload(frame, Moved).node, self._pending.get(frame.task)
+            if task is not None and frame.hops // _ATTEMPT_STEP == task.attempt and 0 <= target < len(self.nodes):
+                task.visited.add(target)
+                if frame.hops > task.hops:
+                    task.hops, task.place = frame.hops, target
+                if not self.nodes[target].up:
+                    self._start_over(task.number, task.attempt)
+
+    def _answered(self, node: NodeState, frame: Frame) -> None:
+        task = self._pending.get(frame.task)
+        if task is None:
+            self.counts["duplicates"] += 1
+            return
+        values = codecs.unpack(frame)
+        if len(values) != 3 or values[0].ndim != 2 or [v.numel() for v in values[1:]] != [1, 1]:
+            raise FrameError(f"frame: an answer holds logits [1, C], label and confidence, got {[list(v.shape) for v in values]}")
+        latency = (time.monotonic_ns() - task.start) * 1e-9
+        forced = bool(frame.flags & Flag.FORCED)
+        answer = TaskAnswer(values[0][0], int(values[1]), float(values[2]), frame.exit, node.index, latency, frame.wire_bytes, forced)
+        if self._settle(task):
+            self.counts["answers"] += 1
+            self.counts["forced"] += forced
+            self.counts["late"] += task.deadline is not None and latency > task.deadline
+            self.exits[frame.exit] += 1
+            self.served[node.index] += 1
+            task.future.set_result(answer)
+
+    def _refused(self, node: NodeState, frame: Frame, refusal: Refused) -> None:
+        task = self._pending.get(frame.task)
+        if task is None or frame.hops // _ATTEMPT_STEP != task.attempt:
+            return
+        if refusal.code == "undeliverable":
+            self._start_over(task.number, task.attempt)
+        elif refusal.code == "rejected":
+            self._fail(task, Rejected(f"cluster: {refusal.reason}"))
+        elif refusal.code == "late":
+            self._fail(task, DeadlineExceeded(f"cluster: the deadline of {task.deadline} s was past on arrival at node {node.name!r}"))
+        elif refusal.code == "fingerprint":
+            self._fail(task, FingerprintMismatch(f"cluster: node {node.name!r} refused the task: {refusal.reason}"))
+        else:
+            self._fail(task, ClusterError(f"cluster: {refusal.code} task: {refusal.reason}"))
