@@ -39,8 +39,8 @@ class Decision:
         put("node", node)
         put("codec", codec)
         put("forced", bool(forced))
-        put("until", now + wait_us * 1000 if action == Action.WAIT else 0)
         put("code", pack(action, node, codec, forced, wait_us))
+        put("until", now + (self.code >> _WAIT_BIT) * 1000 if action == Action.WAIT else 0)
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a Decision is immutable, cannot set {name!r}")
@@ -62,7 +62,8 @@ class Decision:
 
     def __reduce__(self):
         wait_us = self.code >> _WAIT_BIT
-        return Decision, (self.action, self.node, self.codec, self.forced, wait_us, self.until - wait_us * 1000 if wait_us else 0)
+        now = self.until - wait_us * 1000 if self.action == Action.WAIT else 0
+        return Decision, (self.action, self.node, self.codec, self.forced, wait_us, now)
 
     def __repr__(self) -> str:
         parts = [self.action.name, *(f"{k}={getattr(self, k)}" for k in ("node", "codec") if getattr(self, k) >= 0)]
@@ -72,7 +73,7 @@ class Decision:
 
 def pack(action: int, node: int, codec: int, forced: bool, wait_us: int = 0) -> int:
     """The int64 code of a decision."""
-    wait = min(max(int(wait_us), 0), _WAIT_LIMIT_US)
+    wait = min(max(int(wait_us), 0), _WAIT_LIMIT_US) if action == Action.WAIT else 0
     return int(action) | int(forced) << _FORCED_BIT | (codec + 1) << _CODEC_BIT | (node + 1) << _NODE_BIT | wait << _WAIT_BIT
 
 

@@ -1,0 +1,99 @@
+"""Seeded random worlds for the scheduler: a profile, a promise, and a stream of events that both cores must answer alike."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastee.scheduling import Profile, QoS, Scheduler
+
+
+def small_profile(**changes) -> Profile:
+    """Three segments (2 exits) on a slow "mobile" and a fast "cloud", 10 ms apart at 20 Mbit/s; segments take 4 ms and 0.4 ms."""
+    fields = dict(
+        nodes=("mobile", "cloud"), batch_sizes=(1, 8), mean=[[[4e-3, 8e-3], [4e-4, 8e-4]]] * 3, spread=np.zeros((3, 2, 2)),
+        codecs=("raw", "int8"), wire_bytes=[[3136, 788], [16384, 4100], [8192, 2052]], codec_seconds=[[0, 2e-5]] * 3,
+        bandwidth=[[0, 20e6], [20e6, 0]], delay=[[0, 0.01], [0.01, 0]], fingerprint="small",
+    )  # fmt: skip
+    return Profile(**{**fields, **changes})
+
+
+def local_profile(segments: int = 3, seconds: float = 1e-3, **changes) -> Profile:
+    """One node."""
+    shape = (segments, 1, 1)
+    fields = dict(nodes=("here",), batch_sizes=(1,), mean=np.full(shape, seconds), spread=np.zeros(shape), codecs=("raw",),
+                  wire_bytes=np.full((segments, 1), 100.0), codec_seconds=np.zeros((segments, 1)), bandwidth=[[0]], delay=[[0]])
+    return Profile(**{**fields, **changes})
+
+
+def random_profile(rng: np.random.Generator) -> Profile:
+    s, n, nc = rng.integers(1, 7), rng.integers(1, 6), rng.integers(1, 4)
+    sizes = sorted(set(rng.integers(1, 40, rng.integers(1, 4)).tolist()))
+    speed = 10.0 ** rng.uniform(-1, 1, (1, n, 1))
+    mean = 10.0 ** rng.uniform(-4.5, -2.5, (s, 1, 1)) * speed * np.linspace(1, 4, len(sizes))
+    mean[rng.random(mean.shape) < 0.03] = 0.0
+    bandwidth = 10.0 ** rng.uniform(5, 9, (n, n)) * (rng.random((n, n)) < 0.85)
+    return Profile(
+        nodes=[f"n{i}" for i in range(n)], batch_sizes=sizes, mean=mean, spread=mean * rng.uniform(0, 0.5, mean.shape),
+        codecs=[f"c{i}" for i in range(nc)], wire_bytes=10.0 ** rng.uniform(1, 5.5, (s, nc)), codec_seconds=rng.uniform(0, 1e-3, (s, nc)),
+        bandwidth=bandwidth, delay=rng.uniform(0, 0.02, (n, n)) * (rng.random((n, n)) < 0.8),
+        gain=rng.normal(0.02, 0.05, (s - 1, rng.integers(1, 9))) if s > 1 and rng.random() < 0.5 else None,
+        gain_range=(0.0, 1.0) if rng.random() < 0.7 else (-2.5, 0.0),
+    )  # fmt: skip
+
+
+def random_arguments(rng: np.random.Generator) -> dict:
+    prof = random_profile(rng)
+    s, n = prof.num_segments, len(prof.nodes)
+    hosts = rng.random((s, n)) < 0.8
+    hosts[np.arange(s), rng.integers(0, n, s)] = True
+    return dict(
+        profile=prof, policy=str(rng.choice(["deadline", "threshold"])), node=int(rng.integers(n)), home=int(rng.integers(n)),
+        thresholds=[float(t) for t in rng.choice([0.0, 0.3, 0.7, 0.9, math.inf, -0.4], s - 1)], hosts=hosts if rng.random() < 0.5 else None,
+        max_tasks=int(rng.integers(1, 40)), answer_bytes=int(rng.integers(0, 5000)),
+        qos=QoS(deadline=None if rng.random() < 0.1 else float(10.0 ** rng.uniform(-3.5, -0.5)), hit_rate=float(rng.uniform(0.5, 0.999)),
+                max_drop=None if rng.random() < 0.5 else float(rng.uniform(0, 0.1)), cost_weight=float(rng.choice([0.0, 0.5, 10.0]))),
+    )  # fmt: skip
+
+
+def play(sched: Scheduler, rng: np.random.Generator, events: int) -> list:
+    """Drive one scheduler; every answer lands in the log, and the log steers nothing, so equal seeds give equal questions."""
+    prof, log, handles, now = sched.profile, [], [0, -1, 1 << 40], 0
+    k, n = prof.num_exits, len(prof.nodes)
+    pick = lambda: int(handles[rng.integers(len(handles))])
+    score = lambda: float(rng.choice([rng.random(), -rng.random(), math.nan, math.inf, -math.inf], p=[0.85, 0.09, 0.04, 0.01, 0.01]))
+    for _ in range(events):
+        now += int(rng.integers(0, 2_000_000)) if rng.random() < 0.95 else -int(rng.integers(0, 5_000_000))
+        kind = rng.random()
+        if kind < 0.25:
+            deadline = None if rng.random() < 0.7 else now + int(rng.integers(-1_000_000, 50_000_000))
+            handles.append(sched.admit(now, deadline, int(rng.integers(0, k + 1)) if rng.random() < 0.3 else 0))
+            log.append(handles[-1])
+            del handles[:-30]
+        elif kind < 0.60:
+            d = sched.decide(pick(), int(rng.integers(-1, k + 1)), score(), now)
+            log.append((d.action, d.node, d.codec, d.forced, d.until, d.code))
+        elif kind < 0.70:
+            rows = int(rng.integers(0, 12))
+            tasks = [pick() for _ in range(rows)]
+            log.append(sched.decide_batch(tasks, int(rng.integers(-1, k + 1)), [score() for _ in range(rows)], now).tolist())
+        elif kind < 0.82:
+            s, p = int(rng.integers(k + 1)), int(rng.integers(n))
+            rows = int(rng.integers(1, 60))
+            usual = max(float(prof.mean[s, p, 0]), 1e-6) * 1e9
+            sched.observe(s, p, rows, max(1, int(usual * 10.0 ** rng.normal(0, 0.3))))
+        elif kind < 0.90:
+            a, b = (int(v) for v in rng.integers(0, n, 2))
+            nbytes = int(10.0 ** rng.uniform(0, 6))
+            usual = nbytes * 8e9 / max(float(prof.bandwidth[a, b]), 1e5) + float(prof.delay[a, b]) * 1e9
+            sched.observe_link(a, b, nbytes, max(1, int(usual * 10.0 ** rng.normal(0, 0.2))))
+        elif kind < 0.94:
+            sched.observe_queue(int(rng.integers(n)), int(rng.integers(0, 6)))
+        elif kind < 0.96:
+            sched.set_node_up(int(rng.integers(n)), bool(rng.random() < 0.6))
+        elif kind < 0.97:
+            sched.set_link_up(int(rng.integers(n)), int(rng.integers(n)), bool(rng.random() < 0.6))
+        else:
+            log.append(sched.finish(pick()))
+    return log
