@@ -73,7 +73,7 @@ constexpr int64_t kRowChunk = 64;
 
 constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 constexpr int64_t row_chunk(int64_t features) {
-  int64_t fit = (256 << 10) / (4 * round16(features));
+  int64_t fit = (512 << 10) / (4 * round16(features));
   return fit < 8 ? 8 : fit > kRowChunk ? kRowChunk : fit;
 }
 // Floats of working memory of exit_head: pooled features, one tile of logits, one merged state (7 numbers) per row.

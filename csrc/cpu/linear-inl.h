@@ -11,17 +11,20 @@ namespace fastee::cpu::FASTEE_ISA {
 template <int R, int C>
 FASTEE_INLINE void accumulate(const float* x, int64_t xs, const float* w, int64_t ws, int64_t n, V (&acc)[R][C]) {
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    V a[R];
+  for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) {
+      const float *xp = x + i + part * kPartLanes, *wp = w + i + part * kPartLanes;
+      Part a[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) a[r] = load(x + r * xs + i);
+      for (int r = 0; r < R; ++r) a[r] = load_part(xp + r * xs);
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-      const V b = load(w + c * ws + i);
+      for (int c = 0; c < C; ++c) {
+        const Part b = load_part(wp + c * ws);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r][c] = fma(a[r], b, acc[r][c]);
+        for (int r = 0; r < R; ++r) fma_part(acc[r][c], part, a[r], b);
+      }
     }
-  }
   if (i < n) {
     V a[R];
 #pragma GCC unroll 8

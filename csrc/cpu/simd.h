@@ -18,6 +18,11 @@ namespace fastee::cpu::FASTEE_ISA {
 
 using V = __m512;
 constexpr int kTileRows = 4, kTileClasses = 4, kRowClasses = 8;  // 16 accumulators of 32 registers; 8 hide the latency of one row
+// A part is one register of a V: products walk part by part, so that operands of one part only are live beside the accumulators.
+constexpr int kParts = 1, kPartLanes = 16;
+using Part = __m512;
+FASTEE_INLINE Part load_part(const float* p) { return _mm512_loadu_ps(p); }
+FASTEE_INLINE void fma_part(V& acc, int, Part a, Part b) { acc = _mm512_fmadd_ps(a, b, acc); }
 
 FASTEE_INLINE V set1(float a) { return _mm512_set1_ps(a); }
 FASTEE_INLINE V iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
@@ -50,7 +55,11 @@ FASTEE_INLINE __m256 lower(V a) { return _mm512_castps512_ps256(a); }
 struct V {
   __m256 lo, hi;
 };
-constexpr int kTileRows = 2, kTileClasses = 2, kRowClasses = 4;  // 8 of 16 registers accumulate, 6 hold operands
+constexpr int kTileRows = 2, kTileClasses = 3, kRowClasses = 4;  // 12 of 16 registers accumulate, 3 hold operands
+constexpr int kParts = 2, kPartLanes = 8;
+using Part = __m256;
+FASTEE_INLINE Part load_part(const float* p) { return _mm256_loadu_ps(p); }
+FASTEE_INLINE void fma_part(V& acc, int part, Part a, Part b) { (part ? acc.hi : acc.lo) = _mm256_fmadd_ps(a, b, part ? acc.hi : acc.lo); }
 
 FASTEE_INLINE V set1(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 FASTEE_INLINE V iota() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15)}; }
@@ -108,6 +117,10 @@ struct V {
   float a[16];
 };
 constexpr int kTileRows = 2, kTileClasses = 2, kRowClasses = 4;
+constexpr int kParts = 16, kPartLanes = 1;
+using Part = float;
+static inline __attribute__((always_inline)) Part load_part(const float* p) { return *p; }
+static inline __attribute__((always_inline)) void fma_part(V& acc, int part, Part a, Part b) { acc.a[part] = __builtin_fmaf(a, b, acc.a[part]); }
 
 #define FASTEE_LANES for (int i = 0; i < 16; ++i)
 FASTEE_INLINE uint32_t bits_of(float f) { uint32_t u; __builtin_memcpy(&u, &f, 4); return u; }
