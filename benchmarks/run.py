@@ -31,6 +31,11 @@ def load(op: str) -> Callable[[Context], Iterator[Group]]:
     return importlib.import_module(f"benchmarks.bench_{op}").cases
 
 
+def countable(group: Group) -> bool:
+    """Say whether instructions are worth counting: a count knows no cache, and valgrind emulates a fused multiply-add in about 50 ns."""
+    return group.regime != "cold" and max(group.flops, group.bytes) <= 4_000_000
+
+
 def _counts(op: str, ctx: Context) -> tuple[dict[tuple, float], str]:
     """Return instructions per call by (op, shape, regime, provider), and why there are none."""
     reason = instructions.unavailable()
@@ -43,8 +48,8 @@ def _counts(op: str, ctx: Context) -> tuple[dict[tuple, float], str]:
 def count_all(op: str, shapes: str) -> None:
     """Run every case of an op under the callgrind that holds this process; prints one name a line."""
     for group in load(op)(Context(quick=True, shapes=shapes, against=("torch",))):
-        if group.regime == "cold":
-            continue  # an instruction count knows no cache
+        if not countable(group):
+            continue
         for case in group.cases:
             if case.fn is not None:
                 instructions.count_in_this_process(case)
@@ -64,7 +69,7 @@ def run(names: list[str], ctx: Context, results: Path | None, with_instructions:
             for row in made:
                 row.instructions = counts.get((row.op, row.shape, row.regime, row.provider))
                 if with_instructions:
-                    row.instructions_note = reason or ("callgrind; it hides AVX-512" if row.instructions else "not counted for this provider")
+                    row.instructions_note = reason or ("callgrind; it hides AVX-512" if row.instructions else "not counted for this provider or size")
                 emit(row)
             if results:
                 append_rows(results / f"{here.slug}.jsonl", made)
