@@ -62,7 +62,8 @@ def play(sched: Scheduler, rng: np.random.Generator, events: int) -> list:
     prof, log, handles, now = sched.profile, [], [0, -1, 1 << 40], 0
     k, n = prof.num_exits, len(prof.nodes)
     pick = lambda: int(handles[rng.integers(len(handles))])
-    score = lambda: float(rng.choice([rng.random(), -rng.random(), math.nan, math.inf, -math.inf], p=[0.85, 0.09, 0.04, 0.01, 0.01]))
+    edges = [0.3, 0.7, 0.9, -0.4, float(np.float32(0.7)), math.nan, math.inf, -math.inf]  # thresholds, and what is no score
+    score = lambda: float(rng.choice(edges)) if rng.random() < 0.2 else float(rng.uniform(-1, 1) if rng.random() < 0.2 else rng.random())
     for _ in range(events):
         now += int(rng.integers(0, 2_000_000)) if rng.random() < 0.95 else -int(rng.integers(0, 5_000_000))
         kind = rng.random()

@@ -55,6 +55,7 @@ def test_threshold_is_compared_in_fp32_like_the_kernels(native):
     for threshold in (0.1, 0.3, 0.7, 0.9):
         sched = make(native, thresholds=(threshold, 0.9))
         assert sched.decide(sched.admit(0), 0, float(np.float32(threshold)), 0).action == Action.EXIT
+        assert sched.decide(sched.admit(0), 0, threshold, 0).action == Action.EXIT
         below = float(np.nextafter(np.float32(threshold), np.float32(0)))
         assert sched.decide(sched.admit(0), 0, below, 0).action != Action.EXIT
 
@@ -172,6 +173,30 @@ def test_queue_moves_work_away(native):
     assert sched.decide(sched.admit(0), 0, 0.1, 0).action == Action.CONTINUE
 
 
+@pytest.mark.parametrize("policy", ["deadline", "threshold"])
+def test_queued_tasks_must_be_done_in_time_too(native, policy):
+    sched = make(native, local_profile(seconds=2e-3), policy=policy)
+    sched.observe_queue(0, 3)
+    assert sched.decide(sched.admit(0, 8 * MS + 1), 0, 0.1, 0).action == Action.CONTINUE
+    assert sched.decide(sched.admit(0, 8 * MS - 1), 0, 0.1, 0).forced
+
+
+@pytest.mark.parametrize("policy", ["deadline", "threshold"])
+def test_earlier_batches_must_be_done_in_time_too(native, policy):
+    prof = local_profile(batch_sizes=(1, 8), mean=[[[1e-3, 5e-3]]] * 3, spread=np.zeros((3, 1, 2)))
+    for deadline, forced in ((15 * MS + 1, False), (15 * MS - 1, True)):  # 20 rows: three batches of 8
+        sched = make(native, prof, policy=policy)
+        codes = sched.decide_batch([sched.admit(0, deadline) for _ in range(20)], 0, [0.1] * 20, 0)
+        assert [Decision.from_code(c).forced for c in codes] == [forced] * 20
+
+
+def test_no_answer_comes_home_to_a_node_that_is_down(native):
+    sched = make(native, node=1, home=0)
+    assert sched.decide(sched.admit(0), 0, 0.1, 0).action == Action.CONTINUE
+    sched.set_node_up(0, False)
+    assert sched.decide(sched.admit(0), 0, 0.1, 0).forced
+
+
 def test_own_sends_fill_the_link(native):
     """Rows of one batch share the link: 16 KB at 20 Mbit/s take 6.6 ms each, so after some of them here is sooner again."""
     prof = small_profile(batch_sizes=(1, 64), mean=[[[40e-3, 80e-3], [4e-4, 8e-4]]] * 3, codec_seconds=[[0, 1.0]] * 3)
@@ -253,6 +278,14 @@ def test_observe_corrects_and_ignores_outliers(native):
     sched.observe(1, 0, 1, 900 * MS)
     assert ratio() == pytest.approx(900.0), "the fifth in a row is a new regime"
     assert sched.snapshot()["segment_ratio"][0][0] == 1.0
+
+
+def test_the_first_observations_weigh_a_half_a_third_a_quarter_and_then_a_tenth(native):
+    sched, ratio = make(native, local_profile(seconds=1e-3)), 1.0
+    for i in range(12):
+        ratio += max(0.1, 1 / (i + 2)) * (2.0 - ratio)
+        sched.observe(0, 0, 1, 2 * MS)
+        assert sched.snapshot()["segment_ratio"][0][0] == pytest.approx(ratio, rel=1e-12)
 
 
 def test_observe_scales_with_the_batch(native):
