@@ -133,13 +133,27 @@ def _times(slow: float, fast: float) -> str:
     return f"{slow / fast:.2f}x faster" if fast <= slow else f"{fast / slow:.2f}x SLOWER"
 
 
+def difference(a: Row, b: Row) -> tuple[float, float]:
+    """Return (accuracy of `a` minus that of `b`, half of its 95 % interval), paired: both ran the same samples in the same order.
+
+    Normal approximation with at least one discordant pair each way, so that it is never 0 wide.
+    """
+    if a.samples != b.samples:
+        raise ValueError(f"both rows must have run the same samples, got {a.samples} and {b.samples}")
+    gained = sum(x and not y for x, y in zip(a.correct, b.correct, strict=True))
+    lost = sum(y and not x for x, y in zip(a.correct, b.correct, strict=True))
+    n = a.samples
+    variance = ((gained + lost + 2) - (gained - lost) ** 2 / n) / n**2
+    return (gained - lost) / n, 1.959964 * math.sqrt(variance)
+
+
 def closing(ours: Row, here: Row, there: Row, calibration: dict) -> str:
     """Return the closing sentence, computed from the rows: mean latency against all here and all there, accuracy, guarantee."""
-    points = 100 * (ours.accuracy - here.accuracy)
+    points, spread = (100 * x for x in difference(ours, here))
     text = (
         f"{ours.name}: mean latency {1e3 * ours.mean:.1f} ms, {_times(here.mean, ours.mean)} than all here ({1e3 * here.mean:.1f} ms), "
-        f"{_times(there.mean, ours.mean)} than all there ({1e3 * there.mean:.1f} ms), at {points:+.2f} points of accuracy over "
-        f"the same {ours.samples} samples; p99 {1e3 * ours.p99:.1f} ms against {1e3 * here.p99:.1f} ms here and "
+        f"{_times(there.mean, ours.mean)} than all there ({1e3 * there.mean:.1f} ms), at {points:+.2f} points of accuracy "
+        f"(95 % interval +-{spread:.2f}) over the same {ours.samples} samples; p99 {1e3 * ours.p99:.1f} ms against {1e3 * here.p99:.1f} ms here and "
         f"{1e3 * there.p99:.1f} ms there; {100 * ours.hits:.1f} % within the deadline."
     )
     if calibration.get("max_drop") is not None:
@@ -154,4 +168,6 @@ def closing(ours: Row, here: Row, there: Row, calibration: dict) -> str:
             )
         else:
             text += f"; measured drop there {100 * calibration['drop']:+.2f} points, without a guarantee."
+        if "test_drop" in calibration:
+            text += f" Measured drop over all {calibration['test_samples']} test images: {100 * calibration['test_drop']:+.2f} points."
     return text

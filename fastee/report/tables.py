@@ -11,19 +11,22 @@ from fastee.report.result import Row
 
 COLUMNS = (
     ("way", "left"), ("accuracy %", "right"), ("mean exit", "right"), ("MACs %", "right"), ("mean ms", "right"),
-    ("p50 ms", "right"), ("p99 ms", "right"), ("bytes/sample", "right"), ("in time %", "right"),
+    ("p50 ms", "right"), ("p99 ms", "right"), ("bytes/sample", "right"), ("answered %", "right"), ("in time %", "right"),
 )  # fmt: skip
 
 
 def cells(row: Row, exits: int) -> list[str]:
-    """Return the row's texts, one per entry of ``COLUMNS``; `exits` = number of places where a sample can end."""
+    """Return the row's texts, one per entry of ``COLUMNS``; `exits` = number of places where a sample can end.
+
+    A mean or percentile that an unanswered sample makes infinite is "-".
+    """
 
     def ms(seconds: float) -> str:
-        return f"{1e3 * seconds:.2f}" if math.isfinite(seconds) else "no answer"
+        return f"{1e3 * seconds:.2f}" if math.isfinite(seconds) else "-"
 
     return [
-        row.name, f"{100 * row.accuracy:.2f}", f"{row.depth:.2f} of {exits}", f"{100 * row.macs:.1f}", ms(row.mean),
-        ms(row.p50), ms(row.p99), f"{row.wire_bytes:,.0f}", f"{100 * row.hits:.1f}",
+        row.name, f"{100 * row.accuracy:.2f}", f"{row.depth:.2f}/{exits}", f"{100 * row.macs:.1f}", ms(row.mean),
+        ms(row.p50), ms(row.p99), f"{row.wire_bytes:,.0f}", f"{100 * (1 - row.failed / row.samples):.1f}", f"{100 * row.hits:.1f}",
     ]  # fmt: skip
 
 
@@ -38,6 +41,7 @@ def best(rows: Sequence[Row], exits: int) -> dict[str, str]:
         "p50 ms": min(rows, key=lambda r: r.p50),
         "p99 ms": min(rows, key=lambda r: r.p99),
         "bytes/sample": min(rows, key=lambda r: r.wire_bytes),
+        "answered %": min(rows, key=lambda r: r.failed / r.samples),
         "in time %": max(rows, key=lambda r: r.hits),
     }
     order = [name for name, _ in COLUMNS]

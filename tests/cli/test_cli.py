@@ -121,10 +121,11 @@ def test_quick_demo_end_to_end(tmp_path):
     assert found == Result.from_json((tmp_path / "report" / "results.json").read_bytes())
     assert "<html" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     rows = {r.key: r for r in found.rows}
-    assert set(rows) == {"full-1", "full-32", "exits-1", "exits-32", "cloud-1", "split-1", "split-exits-1", "split-exits-32"}
-    assert all(r.samples >= 32 and r.failed == 0 and sum(r.exits) == r.samples for r in found.rows)
+    assert set(rows) == {"full-1", "full-32", "exits-1", "exits-32", "cloud-1", "cloud-32", "split-1", "split-exits-1", "split-exits-32"}
+    assert all(r.samples >= 32 and sum(r.exits) + r.failed == r.samples for r in found.rows)
+    assert all(r.failed == 0 for r in found.rows if r.key != "split-exits-32")  # 32 at once under a deadline may be refused
     # Same samples, same network: without exits all ways agree up to rounding near a tie; exits spend fewer multiply-adds.
-    for key in ("full-32", "cloud-1", "split-1"):
+    for key in ("full-32", "cloud-1", "cloud-32", "split-1"):
         assert sum(a != b for a, b in zip(rows[key].correct, rows["full-1"].correct, strict=True)) <= 1
         assert rows[key].exits[:-1] == [0, 0, 0] and rows[key].macs == 1
     assert rows["exits-1"].macs < 0.95 and rows["exits-1"].depth < 4

@@ -9,7 +9,17 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from fastee.report import Result, accuracy_against_cost, closing, exit_histogram, latency_distribution, page, row, table
+from fastee.report import (
+    Result,
+    accuracy_against_cost,
+    closing,
+    difference,
+    exit_histogram,
+    latency_distribution,
+    page,
+    row,
+    table,
+)
 from fastee.report.tables import COLUMNS, best, cells
 
 MACS = [10.0, 40.0, 100.0]
@@ -51,7 +61,7 @@ def test_row_counts_what_was_measured():
 def test_a_row_without_any_answer_has_no_depth():
     found = row("k", "n", "h", label=[-1], truth=[1], exit=[-1], latency=[0.0], wire_bytes=[0], exit_macs=MACS, full_macs=1.0, deadline=1.0)
     assert found.accuracy == 0 and math.isnan(found.depth) and math.isnan(found.macs)
-    assert cells(found, 3)[4:7] == ["no answer"] * 3
+    assert cells(found, 3)[4:7] == ["-"] * 3 and cells(found, 3)[-2:] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,16 @@ def test_closing_does_not_hide_a_loss(result):
     assert "2.00x SLOWER than all there" in text and "-2.00 points" in text
     assert "guarantee: drop <= 0.40 points with 95 % confidence" in text
     assert "2.00x faster than all there" in closing(cloud, ours, full, result.calibration).replace("all here", "all there")
+
+
+def test_difference_is_paired():
+    a, b = make(n=100, wrong=10), make(n=100, wrong=14)
+    found, spread = difference(a, b)
+    assert found == pytest.approx(0.04) and spread == pytest.approx(1.959964 * math.sqrt((6 - 16 / 100) / 1e4))
+    assert difference(a, a)[0] == 0 < difference(a, a)[1]
+    assert difference(b, a)[0] == pytest.approx(-0.04)
+    with pytest.raises(ValueError, match="same samples, got 100 and 50"):
+        difference(a, make(n=50))
 
 
 def test_closing_claims_no_guarantee_that_the_bound_does_not_give(result):
