@@ -33,7 +33,7 @@ def page(result: Result) -> str:
         local=list(lines(result.local)),
         plots=[
             ("Accuracy against cost", "Up and to the left is better. The bars are 95 % Wilson intervals of each accuracy alone; "
-             "all ways ran the same samples, so differences between them are known better than the bars suggest.",
+             "all ways ran the same samples, so differences between them are known better than the bars suggest. A way far below the others is drawn at the lower edge.",
              inline(accuracy_against_cost(result.rows))),
             ("Latency", "How many of the samples had their answer within a given time.",
              inline(latency_distribution(result.rows, result.deadline))),

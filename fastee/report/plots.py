@@ -14,15 +14,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastee.report.result import Row
 
-# Okabe and Ito's colours, told apart by colour-blind readers; marker and line style repeat the difference.
-_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#7F7F7F", "#D55E00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "*", "X")
-_LINES = ("-", "--", "-", "--", "-.", ":", "-", "--")
-_GREYS = ("#08519c", "#3182bd", "#6baed6", "#c6dbef", "#deebf7", "#f0f0f0")
+# Okabe and Ito's colours, told apart by colour-blind readers. Rows whose names differ only in the batch share a colour.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F", "#000000")
+_MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
+_LINES = ("-", "--", ":", "-.")
+_BLUES = ("#08519c", "#3182bd", "#6baed6", "#c6dbef", "#deebf7", "#f0f0f0")
+_POINTS_SHOWN = 6  # a row further below the best than this many points of accuracy is drawn at the lower edge, with its value
 
 
-def _style(index: int) -> dict:
-    return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "ls": _LINES[index % len(_LINES)]}
+def _styles(rows: Sequence[Row]) -> list[dict]:
+    """Return per row its colour, marker, line style and whether its marker is filled."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.name.rsplit(", batch", 1)[0], []).append(row)
+    styles = {}
+    for i, members in enumerate(families.values()):
+        for variant, row in enumerate(members):
+            colour = _COLOURS[i % len(_COLOURS)]
+            styles[row.key] = {
+                "color": colour, "marker": _MARKERS[i % len(_MARKERS)], "ls": _LINES[variant % len(_LINES)],
+                "markerfacecolor": "white" if variant else colour, "markeredgecolor": colour,
+            }  # fmt: skip
+    return [styles[row.key] for row in rows]
 
 
 def _figure(width: float, height: float, columns: int = 1, **grid) -> tuple[Figure, Sequence]:
@@ -63,16 +76,20 @@ def accuracy_against_cost(rows: Sequence[Row]) -> bytes:
         ("multiply-adds (% of the full network)", lambda r: 100 * r.macs, "linear"),
         ("bytes on the wire per sample (log above 100)", lambda r: r.wire_bytes, "symlog"),
     )
+    best = max(row.accuracy for row in rows)
+    floor = 100 * max(min(row.interval[0] for row in rows), best - _POINTS_SHOWN / 100) - 0.5
+    styles = _styles(rows)
     for axis, (label, cost, scale) in zip(axes, costs, strict=True):
-        for index, row in enumerate(rows):
-            x = cost(row)
+        for row, style in zip(rows, styles, strict=True):
+            x, y = cost(row), 100 * row.accuracy
             if not math.isfinite(x):
                 continue
-            low, high = row.interval
-            style = _style(index)
-            bars = [[100 * (row.accuracy - low)], [100 * (high - row.accuracy)]]
-            axis.errorbar([x], [100 * row.accuracy], yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1, alpha=0.35)
-            axis.plot([x], [100 * row.accuracy], ls="", marker=style["marker"], color=style["color"], markersize=9, markeredgecolor="white")
+            if y < floor:
+                axis.annotate(f"{y:.1f} %", (x, floor), xytext=(9, 4), textcoords="offset points", fontsize=8.5, color=style["color"])
+            else:
+                bars = [[y - 100 * row.interval[0]], [100 * row.interval[1] - y]]
+                axis.errorbar([x], [y], yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1, alpha=0.35)
+            axis.plot([x], [max(y, floor)], **{**style, "ls": ""}, markersize=8, markeredgewidth=1.6, clip_on=False, zorder=3)
         if scale == "log":
             _log_axis(axis)
         elif scale == "symlog":
@@ -82,10 +99,9 @@ def accuracy_against_cost(rows: Sequence[Row]) -> bytes:
         else:
             axis.set_xlim(0, max(105.0, *(100 * r.macs for r in rows if math.isfinite(r.macs))))
         axis.set_xlabel(label)
+    axes[0].set_ylim(bottom=floor)
     axes[0].set_ylabel("accuracy (%), bar: 95 % interval")
-    handles = [
-        Line2D([], [], ls="", marker=_style(i)["marker"], color=_style(i)["color"], markersize=8, label=row.name) for i, row in enumerate(rows)
-    ]
+    handles = [Line2D([], [], **{**style, "ls": ""}, markersize=8, label=row.name) for row, style in zip(rows, styles, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(rows)), frameon=False)
     return _png(figure)
 
@@ -94,19 +110,23 @@ def latency_distribution(rows: Sequence[Row], deadline: float | None = None) -> 
     """Return a PNG: share of the samples answered within t, per row (empirical distribution, log time), and the deadline."""
     _need(rows)
     figure, (axis,) = _figure(10, 5.2)
-    for index, row in enumerate(rows):
+    for row, style in zip(rows, _styles(rows), strict=True):
         seconds = np.sort([x for x in row.latency if math.isfinite(x)])
         if not len(seconds):
             continue
-        style = _style(index)
         share = np.arange(1, len(seconds) + 1) / row.samples
-        label = f"{row.name}: p50 {1e3 * row.p50:.1f}, p99 {1e3 * row.p99:.1f} ms"
-        axis.step(1e3 * seconds, 100 * share, where="post", color=style["color"], ls=style["ls"], linewidth=1.8, label=label)
+        seen = [f"{name} {1e3 * value:.1f} ms" for name, value in (("p50", row.p50), ("p99", row.p99)) if math.isfinite(value)]
+        if row.failed:
+            seen.append(f"{100 * row.failed / row.samples:.0f} % without an answer")
+        axis.step(
+            1e3 * seconds, 100 * share, where="post", color=style["color"], ls=style["ls"], linewidth=1.8, label=f"{row.name}: {', '.join(seen)}"
+        )
     if deadline is not None:
         axis.axvline(1e3 * deadline, color="#b00000", linewidth=1, ls=":")
         axis.annotate(
-            f"deadline {1e3 * deadline:g} ms", (1e3 * deadline, 3), xytext=(4, 0), textcoords="offset points", color="#b00000", fontsize=9
-        )
+            f"deadline {1e3 * deadline:g} ms", (1e3 * deadline, 101), xytext=(0, 2), textcoords="offset points", ha="center", color="#b00000",
+            fontsize=9, annotation_clip=False,
+        )  # fmt: skip
     _log_axis(axis)
     axis.set_ylim(0, 101)
     axis.set_xlabel("latency (ms, log scale)")
@@ -124,16 +144,19 @@ def exit_histogram(rows: Sequence[Row], exit_names: Sequence[str]) -> bytes:
     names = [*exit_names, "end of the network"]
     for exit, name in enumerate(names):
         share = np.asarray([100 * row.exits[exit] / row.samples for row in rows])
-        colour = _GREYS[exit % len(_GREYS)]
+        colour = _BLUES[exit % len(_BLUES)]
         axis.barh(places, share, left=left, color=colour, edgecolor="white", label=name, height=0.72)
         for place, (start, width) in enumerate(zip(left, share, strict=True)):
             if width >= 5:
                 axis.text(start + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=8.5, color="white" if exit < 2 else "#222222")
         left += share
+    lost = np.asarray([100 * row.failed / row.samples for row in rows])
+    if lost.any():
+        axis.barh(places, lost, left=left, color="white", edgecolor="#b00000", hatch="///", linewidth=0, label="no answer", height=0.72)
     axis.set_yticks(places, [row.name for row in rows])
     axis.invert_yaxis()
     axis.set_xlim(0, 100)
     axis.grid(False, axis="y")
     axis.set_xlabel("samples (%) by the exit that answered")
-    figure.legend(loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(names) + 1, frameon=False, fontsize=9)
     return _png(figure)
