@@ -88,6 +88,7 @@ class NodeState:
         self.index, self.name = index, name
         self.hello = self.connected = self.up = self.exited = False
         self.seen = 0.0
+        self.refusal = ""
         self.beat = Heartbeat(0, 0.0, 0)
         self.in_flight = 0
 
@@ -166,7 +167,7 @@ class Client:
             return [n for n in self.nodes if not (n.hello and n.up and len(n.beat.up) == len(self.nodes) - 1)]
 
         with self._changed:
-            while (late := missing()) and time.monotonic() < end and not any(n.exited for n in late) and self._fatal is None:
+            while (late := missing()) and time.monotonic() < end and not any(n.exited or n.refusal for n in late) and self._fatal is None:
                 self._changed.wait(0.05)
         return late
 
@@ -174,10 +175,10 @@ class Client:
         """Bytes that the client itself put on the link from machine 0 to each other machine."""
         return dict(self._courier.bytes_to)
 
-    @property
-    def pending(self) -> int:
-        """Tasks without an answer or error so far."""
-        return self.counts["tasks"] - self.counts["answers"] - self.counts["errors"]
+    def snapshot(self) -> tuple[Counter[str], int]:
+        """Return the counters and the number of tasks under way, taken at one moment."""
+        with self._lock:
+            return Counter(self.counts), len(self._arrivals) + len(self._pending)
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop the thread; what is still pending fails with ``ClusterError``."""
@@ -200,8 +201,8 @@ class Client:
             while not self._stop.is_set():
                 for item in self._transport.receive(min(self._pause(), self._courier.pause())):
                     self._handle(item)
-                self._watch()
                 self._admit()
+                self._watch()
                 for parcel in self._courier.flush():
                     if parcel.frame.kind is Kind.TASK:
                         self._start_over(parcel.frame.task, parcel.frame.hops // _ATTEMPT_STEP)
@@ -215,9 +216,9 @@ class Client:
                 self._arrivals.clear()
                 self._pending.clear()
                 self._stop.set()
+                self.counts["errors"] += len(left)
             why = "it was closed before the task was answered" if self._fatal is None else f"its I/O thread failed: {self._fatal!r}"
             for task in left:
-                self.counts["errors"] += 1
                 task.future.set_exception(ClusterError(f"cluster: {why}"))
             self._transport.close()
 
@@ -255,7 +256,7 @@ class Client:
                     self._lost(node)
                 self._tell()
         if all(node.exited for node in self.nodes):
-            for task in self._take_all():
+            for task in list(self._pending.values()):
                 self._fail(task, PeerLost("cluster: all nodes are dead; close it and start a new one"))
 
     def _tell(self) -> None:
@@ -266,12 +267,6 @@ class Client:
         for task in list(self._pending.values()):
             if node.index in task.visited:
                 self._start_over(task.number, task.attempt)
-
-    def _take_all(self) -> list[_Task]:
-        with self._lock:
-            self._queue.extend(self._arrivals)
-            self._arrivals.clear()
-        return list(self._pending.values()) + [t for t in self._queue if t.number not in self._pending]
 
     # tasks
 
@@ -296,20 +291,26 @@ class Client:
             if task is not None:
                 self._expire(task)
         entry = next((n for n in self.nodes if n.up), None)
-        while self._queue and (entry is None or entry.in_flight < self.credit):
-            if entry is None and self._queue[-1].start:
-                break
+        if entry is None:
+            self._nobody()
+        while entry is not None and self._queue and entry.in_flight < self.credit:
             task = self._queue.popleft()
-            if task.number not in self._pending:
-                continue
-            if not task.start:
-                self._start(task, time.monotonic_ns())
-                heapq.heappush(self._expiries, (task.expiry, task.number))
-            if entry is None:
-                # No node to take it, but its clock runs: it must end in an error, not in waiting.
-                self._queue.append(task)
-                continue
-            self._send(task, entry)
+            if task.number in self._pending:
+                self._run_clock(task)
+                self._send(task, entry)
+
+    def _run_clock(self, task: _Task) -> None:
+        if not task.start:
+            self._start(task, time.monotonic_ns())
+            heapq.heappush(self._expiries, (task.expiry, task.number))
+
+    def _nobody(self) -> None:
+        """No node is up: the clock of every waiting task runs, so that it ends in an error and not in waiting."""
+        refusal = next((n.refusal for n in self.nodes if n.refusal), "")
+        for task in self._queue:
+            self._run_clock(task)
+            if refusal:
+                self._fail(task, FingerprintMismatch(f"cluster: no node takes this client: {refusal}"))
 
     def _send(self, task: _Task, entry: NodeState) -> None:
         task.entry = task.place = entry.index
@@ -360,17 +361,17 @@ class Client:
         limit = f"timeout of {self.timeout} s" if task.deadline is None else f"deadline of {task.deadline} s plus {self.grace} s of grace"
         self._fail(task, DeadlineExceeded(f"cluster: no answer within the {limit}; the task was {where}"))
 
-    def _settle(self, task: _Task) -> bool:
+    def _settle(self, task: _Task, *counters: str) -> bool:
         with self._lock:
             found = self._pending.pop(task.number, None) is not None
+            if found:
+                self.counts.update(counters)
         if found:
             self._release(task)
         return found
 
     def _fail(self, task: _Task, error: Exception) -> None:
-        if self._settle(task):
-            self.counts["errors"] += 1
-            self.counts[f"error {type(error).__name__}"] += 1
+        if self._settle(task, "errors", f"error {type(error).__name__}"):
             task.future.set_exception(error)
 
     # what nodes say
@@ -423,15 +424,16 @@ class Client:
         latency = (time.monotonic_ns() - task.start) * 1e-9
         forced = bool(frame.flags & Flag.FORCED)
         answer = TaskAnswer(values[0][0], int(values[1]), float(values[2]), frame.exit, node.index, latency, frame.wire_bytes, forced)
-        if self._settle(task):
-            self.counts["answers"] += 1
-            self.counts["forced"] += forced
-            self.counts["late"] += task.deadline is not None and latency > task.deadline
+        late = task.deadline is not None and latency > task.deadline
+        if self._settle(task, "answers", *["forced"] * forced, *["late"] * late):
             self.exits[frame.exit] += 1
             self.served[node.index] += 1
             task.future.set_result(answer)
 
     def _refused(self, node: NodeState, frame: Frame, refusal: Refused) -> None:
+        if refusal.code == "fingerprint" and not node.hello:
+            node.refusal = refusal.reason
+            self._tell()
         task = self._pending.get(frame.task)
         if task is None or frame.hops // _ATTEMPT_STEP != task.attempt:
             return

@@ -72,6 +72,9 @@ class Flag(enum.IntFlag):
     FORCED = 2
 
 
+_KNOWN_FLAGS = int(Flag.EXITS_OFF | Flag.FORCED)
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """One row of the tensor table: the tensor's dtype and shape, the codec it is packed with, its packed size in bytes."""
@@ -254,11 +257,10 @@ def decode(parts: list[Any], fingerprint: bytes | None = None, max_payload: int 
         raise FrameError(f"frame: CRC32C is {found:#010x}, the header says {crc:#010x}: the bytes were damaged")
     try:
         kind = Kind(kind)
-        flags = Flag(flags)
     except ValueError as error:
         raise FrameError(f"frame: {error}") from None
-    if flags & ~(Flag.EXITS_OFF | Flag.FORCED):
-        raise FrameError(f"frame: unknown flags {int(flags):#x}")
+    if flags & ~_KNOWN_FLAGS:
+        raise FrameError(f"frame: unknown flags {flags:#x}")
     if fingerprint is not None and model != fingerprint:
         raise FingerprintMismatch(
             f"frame: model fingerprint {model.hex()}, this node runs {fingerprint.hex()}: load the same net on all nodes"
@@ -295,7 +297,7 @@ def decode(parts: list[Any], fingerprint: bytes | None = None, max_payload: int 
         segment=segment,
         exit=exit_,
         codec=codec,
-        flags=flags,
+        flags=Flag(flags),
         hops=hops,
         time_left=time_left,
         wire_bytes=wire_bytes,

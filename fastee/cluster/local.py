@@ -23,7 +23,7 @@ import torch
 
 from fastee.cluster import codec as codecs
 from fastee.cluster.client import Client, TaskAnswer
-from fastee.cluster.frame import FREE, MAX_ROUTE, Flag
+from fastee.cluster.frame import FREE, MAX_DIMS, MAX_ROUTE, Flag
 from fastee.cluster.link import link_table
 from fastee.cluster.messages import Intro, Peers, Ports
 from fastee.cluster.node import Settings
@@ -171,8 +171,8 @@ class Cluster:
                 raise TypeError(f"x: expected tensors, got {type(value).__name__}")
             if value.ndim == 0 or value.shape[0] != values[0].shape[0]:
                 raise ValueError(f"x: all inputs need the same number of rows on dimension 0, got {[list(v.shape) for v in values]}")
-            if value.numel() and value.ndim + 1 > 9:
-                raise ValueError(f"x: at most 8 dimensions can travel, got {value.ndim}")
+            if value.ndim > MAX_DIMS:
+                raise ValueError(f"x: at most {MAX_DIMS} dimensions can travel, got {value.ndim}")
         return tuple(v.detach() for v in values)
 
     def _options(self, deadline: float | None, plan: Sequence[int] | None, exits: bool, codec: str | None) -> tuple:
@@ -207,10 +207,10 @@ class Cluster:
                 if other != node.index:
                     sent = node.beat.sent[other] if other < len(node.beat.sent) else 0
                     links[f"{node.name}->{name}"] = sent + own.get(other, 0)
-        counts = client.counts
+        counts, pending = client.snapshot()
         return {
             **{k: counts[k] for k in ("tasks", "answers", "errors", "retries", "replanned", "duplicates", "forced", "late")},
-            "pending": client.pending,
+            "pending": pending,
             "errors_by_type": {k.split(" ", 1)[1]: v for k, v in sorted(counts.items()) if k.startswith("error ")},
             "exits": {k: client.exits[k] for k in sorted(client.exits)},
             "served": {names[k]: client.served[k] for k in sorted(client.served)},
@@ -389,6 +389,8 @@ def _introduce(nodes: list[LocalNode], blobs: list[bytes], end: float) -> list[P
 
 
 def _did_not_start(node: LocalNode, seconds: float) -> ClusterError:
-    code = None if node.alive else node._process.returncode
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        node._process.wait(3.0)  # its pipe closes a moment before it has ended
+    code = node._process.returncode
     state = f"ended with status {code}" if code is not None else f"did not answer within {seconds:.0f} s"
     return ClusterError(f"cluster: node {node.name!r} {state} while starting; the end of its stderr:\n{node.complaint() or '(nothing)'}")

@@ -103,7 +103,7 @@ class Node:
         self._starved: list[tuple[int, _Work]] = []
         self._busy: tuple[int, _Work] | None = None
         self._order = itertools.count()
-        self._schedulers: OrderedDict[tuple[bytes, bool, int], Scheduler] = OrderedDict()
+        self._schedulers: OrderedDict[tuple[bytes, bool, int, int], Scheduler] = OrderedDict()
         self._credit = dict.fromkeys(range(len(settings.names)), settings.credit)
         self._down = set(range(len(settings.names))) - {self.index}
         self._queues: dict[int, int] = {}
@@ -208,7 +208,9 @@ class Node:
         if frame.route and (len(frame.route) != segments or any(n != FREE and n >= len(names) for n in frame.route)):
             raise ValueError(f"plan {list(frame.route)} for {segments} segments and {len(names)} nodes")
         exits_off = bool(frame.flags & Flag.EXITS_OFF)
-        key = (frame.route, exits_off, frame.codec)
+        # The caller shares machine 0 but not node 0's process: that one's death must not look like "no answer gets home".
+        home = self.index if 0 in self._down else 0
+        key = (frame.route, exits_off, frame.codec, home)
         if key in self._schedulers:
             self._schedulers.move_to_end(key)
             return self._schedulers[key]
@@ -238,6 +240,7 @@ class Node:
             thresholds=[math.inf] * (segments - 1) if exits_off else list(self.settings.thresholds),
             node=self.index,
             hosts=hosts,
+            home=home,
             max_tasks=_MAX_TASKS,
             answer_bytes=TASK_OVERHEAD + 4 * int(self.net.num_classes),
         )

@@ -279,9 +279,17 @@ def _exactly(stream: Any, size: int) -> bytearray:
     return out
 
 
+def run() -> None:
+    """Run :func:`main` and end at once: neither a compute thread inside torch nor the interpreter's clean-up may delay it."""
+    status = 1
+    try:
+        status = main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.stdout.flush()
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a compute thread inside torch must not delay the end
+    run()
