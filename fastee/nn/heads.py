@@ -76,7 +76,7 @@ class ExitHead(nn.Module):
 
     def fused(self) -> tuple[Tensor, Tensor, ops.Norm | None]:
         """Return (weight, bias, norm) as the fused op takes them; a batch norm is folded into weight and bias (in fp64)."""
-        linear, norm = self._modules["linear"]._parameters, self._modules["norm"]
+        linear, norm = self._modules["linear"]._parameters, self._modules.get("norm")
         weight, bias = linear["weight"], linear["bias"]
         if self.norm_kind is None:
             return weight, bias, None
