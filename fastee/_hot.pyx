@@ -297,7 +297,7 @@ cdef class HeadResult:
         return f"HeadResult(label={self.label}, confidence={self.confidence}, exits={self.exits}{tail})"
 
 
-def exit_head(x, weight, bias, str pool, norm, str measure, double threshold, double temperature, mask, bint logits, bint step):
+def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step):
     """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why)."""
     cdef View vx, vw, vb, vnw, vnb, vm
     cdef fastee_head head
@@ -319,12 +319,13 @@ def exit_head(x, weight, bias, str pool, norm, str measure, double threshold, do
             head.norm_weight = view_or_null(norm.weight, &vnw)
             head.norm_bias = view_or_null(norm.bias, &vnb)
             head.norm_eps = norm.eps
+        head.threshold = threshold
+        head.temperature = temperature
     except Exception:
         return None
     if vx.t.ndim < 2 or vw.t.ndim != 2:
         return None
     head.weight = &vw.t
-    head.threshold, head.temperature = threshold, temperature
     rows = vx.t.shape[0]
     r = HeadResult.__new__(HeadResult)
     r.rows, r.classes = rows, vw.t.shape[0]

@@ -18,7 +18,9 @@ FASTEE_INLINE void quantize_group(const float* x, int64_t n, int8_t* q, float* s
   if (i < n) look(load_n(x + i, n - i, 0.0f));
   const float top = highest(m);
   const bool finite = !(highest(bad) > 0.0f);
-  *scale = finite ? top / 127.0f : __builtin_nanf("");
+  constexpr float kLargest = 0x1.020406p+121f;  // 127 times the next float is inf
+  const float step = top / 127.0f;
+  *scale = finite ? (step < kLargest ? step : kLargest) : __builtin_nanf("");
   if (!finite || top == 0.0f) {
     __builtin_memset(q, 0, static_cast<unsigned long>(n));
     return;

@@ -59,7 +59,7 @@ def number(op: str, name: str, value: Any, positive: bool = False) -> float:
         value = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{op}: {name} must be a number, got {show(value)}") from None
-    if math.isnan(value):
+    if value != value:  # not math.isnan: torch.compile may hand in a symbol
         raise ValueError(f"{op}: {name} must not be NaN")
     if positive and not (0.0 < value < math.inf):
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")

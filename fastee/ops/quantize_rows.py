@@ -18,7 +18,7 @@ def _check_quantize(x, format="int8", group=None):
     if group is not None:
         if not isinstance(group, int) or isinstance(group, bool):
             raise TypeError(f"quantize_rows: group must be None or an int, got {_check.show(group)}")
-        row = x[0].numel() if x.shape[0] else x.new_empty(0, *x.shape[1:]).shape[1:].numel()
+        row = x.shape[1:].numel()
         if group <= 0 or row % group:
             raise ValueError(f"quantize_rows: group must divide the {row} elements of a row, got {group}")
     return (x, format, group), {}

@@ -1,0 +1,68 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastee
+from fastee import native
+
+
+def run(code, **env):
+    import os
+
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+
+
+def test_explain_names_every_backend_and_why():
+    told = fastee.explain("exit_head", torch.zeros(1, 4), torch.zeros(2, 4), pool="none")
+    assert [name for name, _ in told.rows] == ["cuda", "triton", "cpu", "numba", "reference"]
+    assert dict(told.rows)[told.chosen] == "chosen" and told.chosen in str(told)
+    half = fastee.explain("exit_head", torch.zeros(1, 4).bfloat16(), torch.zeros(2, 4).bfloat16(), pool="none")
+    assert half.chosen == "reference" and "bfloat16" in dict(half.rows)["cpu"] or native.hot is None
+    with pytest.raises(ValueError, match="op must be one of .*, got 'exit_hed', did you mean 'exit_head'"):
+        fastee.explain("exit_hed")
+    with pytest.raises(ValueError, match="weight must be"):
+        fastee.explain("exit_head", torch.zeros(1, 4), torch.zeros(2, 5))
+
+
+def test_doctor_reports_what_runs():
+    report = fastee.doctor()
+    assert report["native"]["isa"] == native.isa() and report["torch"]["version"] == torch.__version__
+    assert "exit_step" in report["backends"] and isinstance(report["problems"], list)
+
+
+def test_without_native_parts_everything_answers_and_says_why():
+    out = run(
+        "import fastee, torch; r = fastee.ops.exit_step(torch.ones(2, 3), torch.eye(3), pool='none', threshold=0.1);"
+        "e = fastee.explain('exit_step', torch.ones(2, 3), torch.eye(3), pool='none'); print(r.count, e.chosen, dict(e.rows)['cpu']);"
+        "print([p['repair'] for p in fastee.doctor()['problems'] if 'FASTEE_NATIVE' in p['why']][:1])",
+        FASTEE_NATIVE="0",
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("0 reference libfastee is not built: switched off by FASTEE_NATIVE=0") and "make build" in out.stdout
+
+
+@pytest.mark.skipif(native.hot is None, reason="native parts are not built")
+def test_isa_can_be_lowered_never_exceeded():
+    assert run("from fastee import native; print(native.isa())", FASTEE_CPU_ISA="scalar").stdout.strip() == "scalar"
+    wrong = run("from fastee import native; import fastee.ops", FASTEE_CPU_ISA="avx9000")
+    assert wrong.returncode != 0 and f"FASTEE_CPU_ISA: this build on this CPU runs {','.join(native.isas())}, got 'avx9000'" in wrong.stderr
+
+
+def test_import_is_light():
+    out = run("import sys, fastee; print('torch' in sys.modules)")
+    assert out.stdout.strip() == "False"
+    with pytest.raises(AttributeError, match="module 'fastee' has no attribute 'attatch', did you mean 'attach'"):
+        fastee.attatch  # noqa: B018
+
+
+@pytest.mark.skipif(native.hot is None, reason="native parts are not built")
+def test_a_torch_without_the_exchange_table_takes_the_slow_view():
+    code = (
+        "import torch; del torch.Tensor.__dlpack_c_exchange_api__;"
+        "import fastee; x = torch.arange(24.).view(2, 3, 4);"
+        "r = fastee.ops.exit_step(x, torch.eye(3), threshold=0.1, backend='cpu'); print(r.label.tolist(), fastee.doctor()['torch']['dlpack_exchange'])"
+    )
+    out = run(code)
+    assert out.stdout.strip() == "[2, 2] False", out.stderr

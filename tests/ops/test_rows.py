@@ -1,0 +1,132 @@
+"""compact, gather_rows, scatter_rows, pool, quantize_rows, dequantize_rows."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastee import ops, reference
+from fastee.testing.inputs import edge_masks, edge_rows
+from fastee.testing.tolerances import assert_compacted, assert_quantized
+
+SIZES = [0, 1, 3, 7, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 70_000]
+ROWS = edge_rows()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_compact_keeps_order(way, size):
+    for _, mask in edge_masks(size):
+        index, count = ops.compact(mask, backend=way)
+        assert_compacted(index, count, mask)
+    index, count = ops.compact(torch.full((size,), 5, dtype=torch.uint8), backend=way)  # any non-zero byte is true
+    assert count == size
+
+
+@given(st.lists(st.booleans(), max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_compact_is_a_permutation(keep):
+    mask = torch.tensor(keep, dtype=torch.bool)
+    index, count = ops.compact(mask)
+    assert sorted(index.tolist()) == list(range(len(keep))) and mask[index[:count]].all() and not mask[index[count:]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (7,), (6, 2, 3), (4, 0)])
+def test_gather_and_scatter_move_any_dtype(way, dtype, shape):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, shape, generator=g).to(dtype)
+    index = torch.randperm(shape[0], generator=g)[: shape[0] - 1]
+    rows = ops.gather_rows(x, index, backend=way)
+    assert torch.equal(rows, x[index])
+    out = torch.zeros(shape, dtype=dtype)
+    assert ops.scatter_rows(out, index, rows, backend=way) is out
+    want = torch.zeros(shape, dtype=dtype)
+    want[index] = x[index]
+    assert torch.equal(out, want)
+
+
+def test_moves_touch_nothing_else(way):
+    guarded = torch.full((10, 6), 77.0)
+    out = guarded[2:8, :4]  # row stride 6: the two columns beside and the rows around are guards
+    ops.scatter_rows(out, torch.tensor([4, 0]), torch.ones(2, 4), backend=way)
+    expected = torch.full((10, 6), 77.0)
+    expected[6, :4] = expected[2, :4] = 1.0
+    assert torch.equal(guarded, expected)
+    wide = torch.arange(40.0).view(8, 5)[::2]
+    assert torch.equal(ops.gather_rows(wide, torch.tensor([3, 0, 3]), backend=way), wide[[3, 0, 3]])
+
+
+@pytest.mark.parametrize("index", [[-1], [5], [0, 99]])
+def test_index_out_of_range(way, index):
+    x = torch.zeros(5, 2)
+    bad = next(i for i in index if not 0 <= i < 5)
+    with pytest.raises(ValueError, match=rf"gather_rows: index must lie in \[0, 5\), got {bad}"):
+        ops.gather_rows(x, torch.tensor(index), backend=way)
+    with pytest.raises(ValueError, match=rf"scatter_rows: index must lie in \[0, 5\), got {bad}"):
+        ops.scatter_rows(x, torch.tensor(index), torch.ones(len(index), 2), backend=way)
+    assert not x.any()  # checked before anything is written
+
+
+def test_gather_trains_through_the_reference():
+    x = torch.randn(4, 3, requires_grad=True)
+    ops.gather_rows(x, torch.tensor([1, 1])).sum().backward()
+    assert x.grad.sum(1).tolist() == [0.0, 6.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind,shape", [("mean", (3, 19, 5, 7)), ("mean", (2, 4)), ("mean", (2, 100, 33)), ("mean_tokens", (3, 6, 70)), ("cls", (2, 4, 9)), ("last", (2, 4, 9)), ("none", (5, 11))])
+def test_pool(way, kind, shape):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    got = ops.pool(x, kind, backend=way)
+    assert got.dtype == torch.float32 and torch.allclose(got.double(), reference.pool(x.double(), kind), atol=1e-6)
+    assert got.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    assert ops.pool(x[:0], kind, backend=way).shape == (0, got.shape[1])
+
+
+@pytest.mark.parametrize("name,x", ROWS, ids=[n for n, _ in ROWS])
+def test_quantize_rows(way, name, x):
+    q = ops.quantize_rows(x, backend=way)
+    assert_quantized(q.data, q.scale, x)
+    back = ops.dequantize_rows(q, backend=way)
+    assert back.dtype == torch.float32 and torch.equal(back.flatten(1), q.data.float().flatten(1) * q.scale[:, None])
+
+
+@pytest.mark.parametrize("group", [1, 4, 16, 48])
+def test_quantize_groups(way, group):
+    x = torch.randn(5, 4, 12, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 3, 5)[:, None, None]
+    q = ops.quantize_rows(x, group=group, backend=way)
+    assert q.scale.shape == (5, 48 // group) and q.nbytes == 240 + 4 * q.scale.numel()
+    assert_quantized(q.data.reshape(-1, group), q.scale.flatten(), x.reshape(-1, group))
+    assert torch.allclose(ops.dequantize_rows(q, backend=way), x, atol=float(q.scale.max()) / 2 * 1.001)
+
+
+def test_quantize_edge_rows(way):
+    x = torch.ones(7, 20)
+    x[0] = 0
+    x[1, 3], x[2, 19], x[3, 0] = math.nan, math.inf, -math.inf
+    x[4] = 1e-39  # denormal
+    x[5] = torch.finfo(torch.float32).max
+    q = ops.quantize_rows(x, backend=way)
+    assert q.scale[0] == 0 and not q.data[0].any()
+    assert q.scale[1:4].isnan().all() and not q.data[1:4].any() and ops.dequantize_rows(q, backend=way)[1:4].isnan().all()
+    assert (q.data[4:] == 127).all()
+    back = ops.dequantize_rows(q, backend=way)
+    assert torch.allclose(back[5:], x[5:], rtol=1e-6) and torch.allclose(back[4], x[4], rtol=0.01)
+
+
+def test_quantized_bytes_agree_across_instruction_sets(every_isa):
+    x = torch.cat([v.flatten(1)[:2, :9] for _, v in ROWS if v.numel() and v.flatten(1).shape[1] >= 9] + [torch.randn(300, 9)])
+    results = every_isa(lambda: ops.quantize_rows(x, backend="cpu"))
+    want = reference.quantize_rows(x)
+    for isa, q in results:
+        assert torch.equal(q.data, want[0]) and torch.equal(q.scale, want[1]), isa
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
+@settings(max_examples=50, deadline=None)
+def test_quantize_any_row(values):
+    x = torch.tensor([values], dtype=torch.float32)
+    q = ops.quantize_rows(x)
+    data, scale = reference.quantize_rows(x)
+    assert torch.equal(q.data, data) and torch.equal(q.scale, scale)
