@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Way:
     latency: list[float] = field(default_factory=list)
     wire: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
+    nodes: Counter = field(default_factory=Counter)
+    errors: Counter = field(default_factory=Counter)
 
     def run(self, images: torch.Tensor) -> None:
         """Run `images` in groups of `batch` and keep what came back."""
@@ -60,6 +63,8 @@ class Way:
             self.latency += [float(t) for t in getattr(out, "latency", [spent] * len(x))]
             self.wire += [float(b) for b in getattr(out, "wire_bytes", [0.0] * len(x))]
             self.forced += [bool(f) for f in out.forced]
+            self.nodes.update(NODES[n] for n in getattr(out, "node", torch.empty(0)).tolist() if n >= 0)
+            self.errors.update(type(e).__name__ for e in getattr(out, "errors", ()) if e is not None)
 
     def row(self, truth: torch.Tensor, macs: dict) -> Row:
         """Return the report's row of everything that ran."""
@@ -71,6 +76,7 @@ class Way:
         return row(
             self.key, self.name, self.how, label=self.label, truth=truth[: len(self.label)].tolist(), exit=self.exit, latency=self.latency,
             wire_bytes=self.wire, forced=self.forced, exit_macs=spent, full_macs=sum(segments), deadline=DEADLINE,
+            nodes={name: self.nodes[name] for name in NODES if self.nodes}, errors=dict(self.errors),
         )  # fmt: skip
 
 
@@ -160,6 +166,11 @@ def _run(console: Console, steps: _Steps, quick: bool, seed: int, threads: int) 
         f"Backbone: {trained['accuracy_official_test']:.4f} on the official test file, trained with deep supervision "
         f"({trained['made_by']}); the exits' heads were attached and fitted in this run.",
     ]
+    for r in rows:
+        if r.key.startswith("split-exits"):
+            placed = ", ".join(f"{name} {100 * count / r.samples:.0f} %" for name, count in r.nodes.items())
+            refused = "".join(f", {kind} {100 * count / r.samples:.0f} %" for kind, count in r.errors.items())
+            notes.append(f"{r.name}: the scheduler had samples answered on {placed}{refused}; {r.forced} answers were forced by the deadline.")
     return Result(
         title="fastee demo: early exits and splitting on three emulated machines",
         deadline=DEADLINE,

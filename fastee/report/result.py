@@ -12,7 +12,7 @@ import numpy as np
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One way of running the samples, times in seconds; a sample without an answer has the latency ``inf``.
 
-    `mean`, `p50` and `p99` are of `latency`; a percentile is a value that was seen, never an interpolation. `exits` [K+1] counts
+    `nodes` and `errors` count the answers per node and the typed errors. `mean`, `p50` and `p99` are of `latency`; a percentile is a value that was seen, never an interpolation. `exits` [K+1] counts
     where samples ended, `depth` is the mean exit counted from 1, `macs` the share of the full network's multiply-adds.
     """
 
@@ -31,6 +31,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     forced: int
     failed: int
     exits: list[int]
+    nodes: dict[str, int] = {}
+    errors: dict[str, int] = {}
     latency: list[float]
     correct: list[bool]
 
@@ -88,6 +90,8 @@ def row(
     full_macs: float,
     deadline: float,
     forced: Sequence[bool] | None = None,
+    nodes: dict[str, int] | None = None,
+    errors: dict[str, int] | None = None,
 ) -> Row:
     """Return the row of what was measured, one entry per sample.
 
@@ -121,6 +125,8 @@ def row(
         forced=int(np.sum(forced)) if forced is not None else 0,
         failed=int((~answered).sum()),
         exits=np.bincount(ended, minlength=len(exit_macs)).tolist(),
+        nodes=nodes or {},
+        errors=errors or {},
         latency=seconds.tolist(),
         correct=correct.tolist(),
     )

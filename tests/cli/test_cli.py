@@ -130,6 +130,8 @@ def test_quick_demo_end_to_end(tmp_path):
         assert rows[key].exits[:-1] == [0, 0, 0] and rows[key].macs == 1
     assert rows["exits-1"].macs < 0.95 and rows["exits-1"].depth < 4
     assert abs(rows["exits-1"].accuracy - rows["full-1"].accuracy) <= 0.05
+    assert all(sum(r.nodes.values()) == sum(r.exits) and sum(r.errors.values()) == r.failed for r in found.rows)
+    assert rows["full-1"].nodes["cloud"] == rows["cloud-1"].nodes["mobile"] == 0
     # Everything here stays here; the raw input sent to the cloud is its 784 pixels and small headers.
     assert rows["full-1"].wire_bytes < 784 <= rows["cloud-1"].wire_bytes < 2 * 784
     # The declared 10 ms each way and 12x slower mobile are really there.

@@ -49,9 +49,10 @@ def result():
 def test_row_counts_what_was_measured():
     found = row(
         "k", "n", "h", label=[1, 2, 3, -1], truth=[1, 2, 0, 1], exit=[0, 1, 2, -1], latency=[0.01, 0.02, 0.04, 0.0], wire_bytes=[0, 10, 30, 0],
-        exit_macs=MACS, full_macs=100.0, deadline=0.03, forced=[False, True, False, False],
+        exit_macs=MACS, full_macs=100.0, deadline=0.03, forced=[False, True, False, False], nodes={"here": 3}, errors={"Rejected": 1},
     )  # fmt: skip
     assert (found.samples, found.failed, found.forced) == (4, 1, 1)
+    assert found.nodes == {"here": 3} and found.errors == {"Rejected": 1}
     assert found.accuracy == 0.5 and found.hits == 0.5
     assert found.depth == 2.0 and found.macs == pytest.approx(0.5) and found.exits == [1, 1, 1]
     assert found.wire_bytes == 10 and found.p50 == 0.04 and found.mean == found.p99 == math.inf
