@@ -282,8 +282,9 @@ Config config_of(const py::dict& d) {
   return c;
 }
 
-using Int64s = py::array_t<int64_t, py::array::c_style>;
-using Doubles = py::array_t<double, py::array::c_style>;
+// fp32 and strided arrays are converted; the Python face lets only int64 and float arrays through.
+using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 Int64s decide_batch(Bound& self, const Int64s& tasks, int exit, const Doubles& confidences, int64_t now) {
   if (tasks.ndim() != 1 || confidences.ndim() != 1 || tasks.size() != confidences.size())
@@ -345,7 +346,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Bound>(m, "Scheduler")
       .def(py::init([](const py::dict& config) { return std::make_unique<Bound>(config_of(config)); }), py::arg("config"))
       .def("bind", &bind, py::arg("answers"))
-      .def("decide_batch", &decide_batch, py::arg("tasks").noconvert(), py::arg("exit"), py::arg("confidences").noconvert(), py::arg("now"))
+      .def("decide_batch", &decide_batch, py::arg("tasks"), py::arg("exit"), py::arg("confidences"), py::arg("now"))
       .def("set_node_up", [](Bound& self, int node, bool up) { self.core->set_node_up(node, up); })
       .def("set_link_up", [](Bound& self, int src, int dst, bool up) { self.core->set_link_up(src, dst, up); })
       .def("snapshot", &snapshot);

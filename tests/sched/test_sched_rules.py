@@ -373,12 +373,19 @@ def test_decide_batch_without_links_equals_decide(native, rows):
     assert [Decision.from_code(c) for c in codes] == [one.decide(one.admit(0), 0, float(u), 5) for u in scores]
 
 
-def test_decide_batch_takes_torch_tensors_and_strided_rows(native):
+@pytest.mark.parametrize("kind", ["list", "numpy", "strided", "fp32", "torch", "int32 tasks"])
+def test_decide_batch_takes_any_array(native, kind):
     torch = pytest.importorskip("torch")
-    sched = make(native)
-    tasks = torch.tensor([sched.admit(0) for _ in range(4)])
-    scores = torch.rand(8, dtype=torch.float32)[::2]
-    assert sched.decide_batch(tasks, 0, scores, 0).shape == (4,)
+    sched, scores = make(native), np.array([0.25, 0.95, 0.5, math.nan, 0.9375])
+    tasks = np.array([sched.admit(0) for _ in scores])
+    wide = np.zeros((5, 3), np.int64), np.zeros((5, 3))
+    wide[0][:, 1], wide[1][:, 1] = tasks, scores
+    given = {"list": (tasks.tolist(), scores.tolist()), "numpy": (tasks, scores), "strided": (wide[0][:, 1], wide[1][:, 1]),
+             "fp32": (tasks, scores.astype(np.float32)), "torch": (torch.from_numpy(tasks), torch.from_numpy(scores).float()),
+             "int32 tasks": (tasks.astype(np.int32), scores)}[kind]  # fmt: skip
+    codes = sched.decide_batch(given[0], 0, given[1], 0)
+    assert codes.dtype == np.int64
+    assert [Decision.from_code(c).action == Action.EXIT for c in codes] == [False, True, False, False, True]
 
 
 def test_a_network_without_exits(native):
