@@ -181,6 +181,14 @@ def test_foreign_headers_are_refused_with_the_reason(at, value, why):
         decode([sealed(data)])
 
 
+def test_stray_bytes_behind_the_table_are_refused():
+    header, payload = encode(Frame(Kind.TASK, tensors=codecs.pack((torch.zeros(3),))[0], payload=bytes(12)))
+    data = bytearray(header + b"\0" * 4 + bytes(payload))
+    struct.pack_into("<I", data, HEADER_BYTES - 16, len(header) - HEADER_BYTES + 4)
+    with pytest.raises(FrameError, match="4 stray bytes"):
+        decode([sealed(data)])
+
+
 def test_another_models_frame_is_refused():
     parts = encode(Frame(Kind.TASK, fingerprint=b"a" * 16))
     assert decode(parts, b"a" * 16).fingerprint == b"a" * 16

@@ -214,3 +214,37 @@ def test_codec_and_deadline_of_a_task_without_them(net):
     world.run()
     (task,) = world.of(Kind.TASK)
     assert task.deadline == NO_DEADLINE and task.frame.tensors[0].packing == codecs.INT8.id  # fewer bytes, and codecs are free here
+
+
+def test_an_exit_is_told_to_the_scheduler_once(net):
+    # Asked again for want of credit, it must not count the exit twice: its exit probabilities would drift.
+    hard = rows(64)[local_answers(net, rows(64))["exit"] == 2][:3]
+    world, told = World(net, credit=1), []
+    slow = {k: getattr(world.node.profile, k) for k in world.node.profile.__dataclass_fields__}
+    slow["mean"] = [[[0.0001]] + [[9.0]] * 2] + [[[5.0], [0.001], [0.002]]] * 2
+    world.node.profile = Profile(**slow)
+    make = world.node._scheduler
+
+    def watched(frame):
+        scheduler = make(frame)
+        if "watched" not in vars(scheduler):
+            ask = scheduler.decide
+            scheduler.decide = lambda task, exit, confidence, now: told.append((task, exit)) or ask(task, exit, confidence, now)
+            scheduler.watched = True
+        return scheduler
+
+    world.node._scheduler = watched
+    for i in range(3):
+        world.task(hard[i : i + 1], number=i)
+    world.run()
+    at_exit = [t for t in told if t[1] == 0]
+    assert len(world.of(Kind.TASK)) == 2 and len(at_exit) == len(set(at_exit)) == 3 and len(told) > 6
+
+
+def test_answers_go_on_when_the_callers_node_is_dead(net):
+    world, x = World(net, index=1), rows(3)
+    world.node.post("up", 0, False)
+    for i in range(3):
+        world.task(x[i : i + 1], number=i)
+    world.run()
+    assert len(world.of(Kind.ANSWER)) == 3 and not world.of(Kind.REFUSED)
