@@ -33,7 +33,7 @@ quick: build
 	$(PY) -m pytest -x -q -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed
-	$(PY) -m ruff check fastee tests benchmarks
+	$(PY) -m ruff check fastee tests benchmarks tools
 	$(VENV)/bin/lint-imports
 
 sanitize: $(VENV)/.installed ## the C++ tests under ASan + UBSan, then TSan

@@ -140,7 +140,7 @@ def doctor() -> dict[str, Any]:
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cpu": _cpu_name()},
         "native": {"libfastee": native.hot is not None, "scheduler": native.core is not None, "isa": native.isa(), "isas": native.isas()},
         "torch": {
-            "version": torch.__version__, "cuda": torch.cuda.is_available(), "threads": torch.get_num_threads(),
+            "version": str(torch.__version__), "cuda": torch.cuda.is_available(), "threads": torch.get_num_threads(),
             "dlpack_exchange": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
         },
         "backends": {op.name: {b.name: "runs" for b in op.backends} for op in _ops.values()},

@@ -17,7 +17,7 @@ def _load(part: str) -> ModuleType | None:
     try:
         return importlib.import_module(f"fastee.{part}")
     except ImportError as error:
-        reason[part] = f"{error}; {REPAIR}"
+        reason[part] = str(error)
         return None
 
 

@@ -34,6 +34,6 @@ def show(found: dict, console: Console) -> None:
     if not found["problems"]:
         console.print("\n[green]everything is in place[/green]")
     for problem in found["problems"]:
-        why = problem["why"].removesuffix(problem["repair"]).rstrip("; ")
+        why = problem["why"]
         console.print(f"\n[bold red]{escape(problem['what'])}[/bold red]: {escape(why)}", soft_wrap=True)
         console.print(f"  repair: {escape(problem['repair'])}", soft_wrap=True)

@@ -41,5 +41,5 @@ _EXAMPLES = {
     "gather_rows": lambda b, d, c, s: (_zeros(b, d), _index(b)),
     "scatter_rows": lambda b, d, c, s: (_zeros(b, d), _index(b), _zeros(b, d)),
     "quantize_rows": lambda b, d, c, s: (_zeros(b, d), "int8"),
-    "dequantize_rows": lambda b, d, c, s: (_zeros(b, d).char(), _zeros(b)),
+    "dequantize_rows": lambda b, d, c, s: (ops.QuantizedRows(_zeros(b, d).char(), _zeros(b)),),
 }

@@ -8,7 +8,7 @@ from fastee import native
 
 
 def missing() -> str | None:
-    return None if native.hot is not None else f"libfastee is not built: {native.reason.get('_hot')}"
+    return None if native.hot is not None else f"libfastee is not loaded ({native.reason.get('_hot')}): {native.REPAIR}"
 
 
 def plain(*tensors: Tensor | None) -> str | None:

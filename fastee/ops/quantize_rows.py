@@ -24,7 +24,11 @@ def _check_quantize(x, format="int8", group=None):
     return (x, format, group), {}
 
 
-def _check_dequantize(data, scale, group=None):
+def _check_dequantize(q):
+    if not isinstance(q, QuantizedRows):
+        raise TypeError(f"dequantize_rows: q must be a QuantizedRows, got {_check.show(q)}")
+    _check.word("dequantize_rows", "q.format", q.format, FORMATS)
+    data, scale, group = q.data, q.scale, q.group
     data = _check.tensor("dequantize_rows", "data", data, (torch.int8,), "[B, ...]", tuple(range(1, 9)))
     scale = _check.tensor("dequantize_rows", "scale", scale, (torch.float32,), "[B] or [B, groups]", (1, 2))
     row = data.shape[1:].numel()
@@ -117,10 +121,7 @@ def dequantize_rows(q: QuantizedRows, *, backend: str | None = None) -> Tensor:
     >>> fastee.ops.dequantize_rows(fastee.ops.quantize_rows(torch.tensor([[127.0, -127.0]]))).tolist()
     [[127.0, -127.0]]
     """
-    if not isinstance(q, QuantizedRows):
-        raise TypeError(f"dequantize_rows: q must be a QuantizedRows, got {_check.show(q)}")
-    _check.word("dequantize_rows", "q.format", q.format, FORMATS)
-    args, options = _check_dequantize(q.data, q.scale, q.group)
+    args, options = _check_dequantize(q)
     if is_compiling():
         return torch.ops.fastee.dequantize_rows(*args)
     return dispatch.choose(_dequantize, args, options, backend).run(*args)
