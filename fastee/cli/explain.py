@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastee import ops
+
 
 def known() -> list[str]:
     """Return the names of the ops that ``fastee explain`` can be asked about."""
