@@ -1,14 +1,16 @@
 """Wrong arguments name themselves, what was got and what was expected; in C++ and in the twin with the same words."""
 
+import doctest
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
 from sched_worlds import local_profile, small_profile
 
-from fastee.errors import CheckpointMismatch
+from fastee.errors import BackendUnavailable, CheckpointMismatch
 from fastee.scheduling import Profile, QoS, Scheduler, parse_link
 from fastee.scheduling import scheduler as face
 
@@ -252,3 +254,21 @@ def test_parse_link_refuses(text):
         parse_link(text)
     with raises(TypeError, "link must be a string such as '20mbit 10ms', got float"):
         parse_link(20e6)
+
+
+# -- without the compiled core -----------------------------------------------------------------------------------------
+
+
+def test_without_the_core_the_twin_stands_in_and_a_demand_is_refused(monkeypatch):
+    monkeypatch.setattr(face, "_C", None)
+    monkeypatch.setattr(face, "_WHY_NOT", "no such module")
+    assert Scheduler(P, Q, thresholds=[0.9, 0.9]).native is False
+    with raises(BackendUnavailable, "Scheduler: the C++ core is not there (no such module); build it with `make build`"):
+        Scheduler(P, Q, thresholds=[0.9, 0.9], native=True)
+
+
+@pytest.mark.parametrize("name", ["decision", "links", "profile", "qos", "scheduler"])
+def test_examples_of_the_docstrings(name):
+    pytest.importorskip("torch")
+    result = doctest.testmod(sys.modules[f"fastee.scheduling.{name}"])
+    assert result.attempted and not result.failed
