@@ -7,6 +7,7 @@ from pathlib import Path
 from fastee.testing.rows import Row, latest, read_rows
 
 BEGIN, END = "<!-- tables: begin, written by `python -m benchmarks table` -->", "<!-- tables: end -->"
+MAX_SHAPES = 16  # per op; the page says how the others did
 
 
 def _line(*cells) -> str:
@@ -18,6 +19,9 @@ def _number(value: float | None, spec: str) -> str:
 
 
 def _op(op: str, rows: list[Row]) -> list[str]:
+    shapes = list(dict.fromkeys((r.shape, r.dtype, r.regime) for r in rows))
+    shown, every = set(shapes[:MAX_SHAPES]), rows
+    rows = [r for r in rows if (r.shape, r.dtype, r.regime) in shown]
     instructions = any(r.instructions for r in rows)
     head = ["shape", "provider", "p50 us", "p99 us", "min us", "speed-up", "GB/s", "floor us", "of roof", *(["instr."] if instructions else []), "path"]
     out = [f"#### {op}", "", _line(*head), _line("---", "---", *["---:"] * (len(head) - 3), "---")]
@@ -33,6 +37,12 @@ def _op(op: str, rows: list[Row]) -> list[str]:
                 _number(r.gbps, ".2f"), _number(r.floor_us, ".2f"), _number(r.roof_share, ".0%"), *extra, r.note,
             )  # fmt: skip
         )
+    rest = [r for r in every if r not in rows and r.bars and r.speedup is not None]
+    if rest:
+        slow = ", ".join(f"{r.speedup:.2f}x at {r.shape}" for r in sorted(rest, key=lambda r: r.speedup)[:5])
+        missed = [f"{r.shape} {b.text}: {b.value}" for r in rest for b in r.bars if not b.met]
+        out += ["", f"{len(rest)} further shapes are in the rows. Lowest speed-ups of {rest[0].provider} over {rest[0].baseline}: {slow}."]
+        out += [f"Bars missed or not measured among them: {'; '.join(missed) or 'none'}."]
     word = {True: "met", False: "**missed**", None: "not measured"}
     bars = [_line(r.shape + (", cold" if r.regime == "cold" else ""), b.text, b.value, word[b.met]) for r in rows for b in r.bars]
     return [*out, "", *(["| shape | bar | measured | verdict |", "|---|---|---:|---|", *bars, ""] if bars else [])]

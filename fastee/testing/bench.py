@@ -234,9 +234,9 @@ class Context:
             return Case(provider, None, inputs, note="not asked for (--against)")
         import torch._dynamo
 
-        torch._dynamo.reset()  # static shapes for each group: automatic dynamic shapes would hand torch.compile slower code
+        torch._dynamo.reset()  # else the second shape would be compiled with dynamic shapes, which is slower
         try:
-            made = torch.compile(fn, dynamic=False)
+            made = torch.compile(fn)
             with quiet():
                 made(*inputs[0])
             return Case(provider, made, inputs, note="torch.compile, default mode, static shapes")

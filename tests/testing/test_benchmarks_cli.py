@@ -115,6 +115,15 @@ def test_table_rewrites_between_the_markers_only(tmp_path):
         tables.tables(tmp_path / "empty")
 
 
+def test_table_sums_up_what_it_does_not_list(tmp_path):
+    rows = [_row(shape=str(i), speedup=1.0 + i, bars=[Bar(">= 20x torch", 1.0 + i, i >= 19)]) for i in range(20)]
+    append_rows(tmp_path / "box.jsonl", rows)
+    text = tables.tables(tmp_path)
+    assert "| 15 fp32 |" in text and "| 16 fp32 |" not in text
+    assert "4 further shapes" in text and "17.00x at 16, 18.00x at 17" in text and "16 >= 20x torch: 17.0; 17 >= 20x torch: 18.0; 18 " in text
+    assert "19 >= 20x" not in text
+
+
 def test_plot_writes_one_picture_per_op(tmp_path):
     from benchmarks.plot import plot
 
