@@ -71,6 +71,7 @@ def test_per_call_shows_the_tail_that_batches_hide():
 
 
 def test_quiet_restores_threads_affinity_gradient_and_collector():
+    gc.enable()
     before = torch.get_num_threads(), os.sched_getaffinity(0), torch.is_grad_enabled(), gc.isenabled()
     with pytest.raises(KeyError), quiet():
         assert torch.get_num_threads() == 1 and len(os.sched_getaffinity(0)) == 1

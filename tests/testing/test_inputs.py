@@ -95,6 +95,11 @@ def test_decisions_may_differ_only_near_the_threshold_and_nan_never_exits():
     conf = torch.tensor([0.2, 0.9, 0.9000001, float("nan")], dtype=torch.float64)
     assert_decisions_match(torch.tensor([False, True, True, False]), conf, 0.9)
     assert_decisions_match(torch.tensor([False, False, False, False]), conf, 0.9, tol=1e-6)
+    just_below = torch.tensor([0.8999, 0.9], dtype=torch.float64)
+    assert_decisions_match(torch.tensor([False, True]), just_below, 0.9)
+    for wrong in ([True, True], [False, False]):
+        with pytest.raises(AssertionError, match="exits: row"):
+            assert_decisions_match(torch.tensor(wrong), just_below, 0.9)
     for wrong in ([True, True, True, False], [False, True, True, True], [False, False, True, False]):
         with pytest.raises(AssertionError, match="exits: row"):
             assert_decisions_match(torch.tensor(wrong), conf, 0.9)
