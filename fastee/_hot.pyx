@@ -109,6 +109,9 @@ if fastee_abi_version() != FASTEE_ABI_VERSION:
 if os.environ.get("FASTEE_CPU_ISA") and fastee_select_isa(os.environ["FASTEE_CPU_ISA"].encode()):
     raise ValueError(fastee_last_error().decode())
 
+cdef object Tensor = torch.Tensor
+cdef object Parameter = torch.nn.Parameter
+
 cdef dict _CODES = {
     torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.int8: (0, 8),
     torch.int16: (0, 16), torch.int32: (0, 32), torch.int64: (0, 64), torch.uint8: (1, 8), torch.bool: (6, 8),
@@ -225,6 +228,56 @@ cdef object tensor_at(_Memory memory, Py_ssize_t offset, Py_ssize_t count, objec
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
 
 
+cdef tuple STATS = RowStats._fields
+
+
+cdef class Stats:
+    """`RowStats` whose tensors are made on first access: the same names, order and length."""
+    cdef _Memory memory
+    cdef Py_ssize_t rows, at
+    cdef bint second
+    cdef list _made
+    _fields = STATS
+
+    def __getattr__(self, str name):
+        # reached for the six field names only: everything else is found the usual way first
+        try:
+            return self[STATS.index(name)]
+        except ValueError:
+            raise AttributeError(f"row statistics have {', '.join(STATS)}, not {name!r}") from None
+
+    def __getitem__(self, Py_ssize_t i):
+        if i < 0:
+            i += 6
+        if i < 0 or i > 5:
+            raise IndexError("row statistics have 6 fields")
+        if i == 5 and not self.second:
+            return None
+        if self._made is None:
+            self._made = [None] * 6
+        if self._made[i] is None:
+            if i == 0:
+                self._made[0] = tensor_at(self.memory, 0, self.rows, torch.int64)
+            else:
+                self._made[i] = tensor_at(self.memory, self.at + 4 * self.rows * (i - 1), self.rows, torch.float32)
+        return self._made[i]
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        return (self[i] for i in range(6))
+
+    def __repr__(self):
+        return repr(RowStats(*self))
+
+
+cdef Stats stats_at(_Memory memory, Py_ssize_t rows, Py_ssize_t at, bint second):
+    cdef Stats s = Stats.__new__(Stats)
+    s.memory, s.rows, s.at, s.second = memory, rows, at, second
+    return s
+
+
 cdef class HeadResult:
     """What exit_head and exit_step found: ``.label .confidence .exits .stats .logits`` (and ``.index .count``).
 
@@ -257,8 +310,7 @@ cdef class HeadResult:
     @property
     def stats(self):
         if self._stats is None:
-            at, n = self.at_stats, 4 * self.rows
-            self._stats = RowStats(self.label, *[tensor_at(self.memory, at + i * n, self.rows, torch.float32) for i in range(4)])
+            self._stats = stats_at(self.memory, self.rows, self.at_stats, False)
         return self._stats
 
     @property
@@ -306,6 +358,8 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     cdef HeadResult r
     cdef Py_ssize_t rows, size
     cdef fastee_status status
+    if type(x) is not Tensor and type(x) is not Parameter or type(weight) is not Parameter and type(weight) is not Tensor:
+        return None  # fakes, functional wrappers and DTensors hold no memory of their own
     try:
         head.pool = _POOLS[pool]
         head.measure = _MEASURES[measure]
@@ -367,11 +421,6 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
 
 
 
-cdef object stats_result(_Memory m, Py_ssize_t rows, bint second):
-    at = [tensor_at(m, 8 * rows + 4 * rows * i, rows, torch.float32) for i in range(5 if second else 4)]
-    return RowStats(tensor_at(m, 0, rows, torch.int64), *at)
-
-
 cdef int fill_stats(fastee_row_stats_out* out, _Memory m, Py_ssize_t rows, bint second) noexcept:
     out.label = <int64_t*> m.data
     out.max_prob = <float*> (m.data + 8 * rows)
@@ -391,7 +440,7 @@ def row_stats(logits, double temperature, bint second_moment):
     with nogil:
         status = fastee_row_stats(&v.t, temperature, &out, NULL)
     check(status)
-    return stats_result(m, rows, second_moment)
+    return stats_at(m, rows, 8 * rows, second_moment)
 
 
 def linear_stats(x, weight, bias, double temperature, bint second_moment):
@@ -410,7 +459,7 @@ def linear_stats(x, weight, bias, double temperature, bint second_moment):
     with nogil:
         status = fastee_exit_head(&vx.t, &head, &out, NULL)
     check(status)
-    return stats_result(m, rows, second_moment)
+    return stats_at(m, rows, 8 * rows, second_moment)
 
 
 def pool(x, str kind, mask, out):
@@ -480,3 +529,97 @@ def dequantize_rows(data, scale, int64_t group, out):
     with nogil:
         status = fastee_dequantize_rows(&vd.t, &vs.t, group, &vo.t, NULL)
     check(status)
+
+
+# The direct forms: arguments as the user gave them, a result or None (the op then checks, chooses a backend, and says why).
+
+cdef inline bint plain(object o):
+    return type(o) is Tensor or type(o) is Parameter
+
+
+cdef inline bint is_kind(const DLTensor* t, uint8_t code, uint8_t bits):
+    return t.dtype.code == code and t.dtype.bits == bits and t.device.device_type == 1
+
+
+def direct_row_stats(logits, temperature, bint second_moment):
+    cdef View v
+    cdef fastee_row_stats_out out
+    cdef float divisor
+    if not plain(logits):
+        return None
+    try:
+        view(logits, &v)
+        divisor = temperature
+    except Exception:
+        return None
+    if v.t.ndim != 2 or not is_kind(&v.t, 2, 32):
+        return None
+    cdef Py_ssize_t rows = v.t.shape[0]
+    m = allocate(28 * rows)
+    fill_stats(&out, m, rows, second_moment)
+    cdef fastee_status status
+    if rows * v.t.shape[1] > 20000:
+        with nogil:
+            status = fastee_row_stats(&v.t, divisor, &out, NULL)
+    else:
+        status = fastee_row_stats(&v.t, divisor, &out, NULL)
+    return None if status else stats_at(m, rows, 8 * rows, second_moment)
+
+
+def direct_compact(mask):
+    cdef View vm, vi
+    cdef int64_t count = 0
+    if not plain(mask):
+        return None
+    try:
+        view(mask, &vm)
+    except Exception:
+        return None
+    if vm.t.ndim != 1 or not (is_kind(&vm.t, 6, 8) or is_kind(&vm.t, 1, 8)):
+        return None
+    index = torch.empty(vm.t.shape[0], dtype=torch.int64)
+    view(index, &vi)
+    if fastee_compact(&vm.t, <int64_t*> vi.t.data, &count, NULL):
+        return None
+    return index, count
+
+
+def direct_quantize(x):
+    cdef View vx, vd, vs
+    if not plain(x):
+        return None
+    try:
+        view(x, &vx)
+    except Exception:
+        return None
+    if vx.t.ndim < 1 or not is_kind(&vx.t, 2, 32):
+        return None
+    data = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+    scale = torch.empty(vx.t.shape[0])
+    view(data, &vd)
+    view(scale, &vs)
+    cdef fastee_status status
+    with nogil:
+        status = fastee_quantize_rows(&vx.t, 0, &vd.t, &vs.t, NULL)
+    return None if status else (data, scale)
+
+
+def direct_dequantize(data, scale, group):
+    cdef View vd, vs, vo
+    cdef int64_t size
+    if not (plain(data) and plain(scale)):
+        return None
+    try:
+        view(data, &vd)
+        view(scale, &vs)
+        size = 0 if group is None else group
+    except Exception:
+        return None
+    if not is_kind(&vd.t, 0, 8) or not is_kind(&vs.t, 2, 32) or vs.t.ndim != (1 if group is None else 2) or size < 0:
+        return None
+    out = torch.empty_like(data, dtype=torch.float32, memory_format=torch.contiguous_format)
+    view(out, &vo)
+    cdef fastee_status status
+    with nogil:
+        status = fastee_dequantize_rows(&vd.t, &vs.t, size, &vo.t, NULL)
+    return None if status else out

@@ -21,6 +21,7 @@ from fastee import native
 from fastee.errors import BackendUnavailable, did_you_mean
 
 ORDER = ("cuda", "triton", "cpu", "numba", "reference")
+ASKED = os.environ.get("FASTEE_BACKEND") or "auto"  # read once: the direct calls must not pay for a look at the environment
 ABSENT = {
     "cuda": "not part of this build",
     "triton": "not part of this build",
@@ -68,6 +69,11 @@ def register(op: Op) -> Op:
     return op
 
 
+def direct(name: str) -> Callable | None:
+    """Return the native function that an op may call before any check or choice, None when there is none or another backend is asked for."""
+    return getattr(native.hot, name) if native.hot is not None and ASKED in ("auto", "cpu") else None
+
+
 def _backend_name(name: str) -> str:
     if name not in ORDER:
         raise ValueError(f"backend must be one of {', '.join(ORDER)}, got {name!r}{did_you_mean(name, ORDER)}")
@@ -81,9 +87,9 @@ def _reasons(op: Op, args: tuple, kwargs: dict) -> dict[str, str | None]:
 
 def choose(op: Op, args: tuple, kwargs: dict, backend: str | None = None) -> Backend:
     """Return the backend that runs `op` with these checked arguments."""
-    asked = backend if backend is not None else os.environ.get("FASTEE_BACKEND")
+    asked = backend if backend is not None else ASKED
     here = {b.name: b for b in op.backends}
-    if asked and asked != "auto":
+    if asked != "auto":
         why = _reasons(op, args, kwargs)[_backend_name(asked)]
         if why is not None:
             source = "backend=" if backend is not None else "FASTEE_BACKEND="

@@ -6,10 +6,10 @@
 
 namespace fastee::cpu::FASTEE_ISA {
 
-struct State {
-  float top = -kInf, top2 = -kInf, s = 0, t = 0, s2 = 0, t2 = 0;
-  int64_t arg = 0;
-  bool bad = false;  // NaN or +inf seen
+struct State {  // trivial, so that an array of them costs nothing until used
+  float top, top2, s, t, s2, t2;
+  int64_t arg;
+  bool bad;  // NaN or +inf seen
 };
 
 template <bool Second>
@@ -27,9 +27,7 @@ FASTEE_INLINE State tile_state(const float* z, int64_t n, float inverse_temperat
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) look(load(z + i));
   if (i < n) look(load_n(z + i, n - i, -kInf));
-  State r;
-  r.bad = highest(bad) > 0.0f;
-  r.top = highest(m);
+  State r{highest(m), -kInf, 0.0f, 0.0f, 0.0f, 0.0f, 0, highest(bad) > 0.0f};
   if (r.bad || r.top == -kInf) return r;
   const V top = set1(r.top);
   const float first = lowest(select_eq(m, top, index, set1(2.0f * kClassTile)));  // lanes hold different indices

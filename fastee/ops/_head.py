@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
@@ -14,8 +13,6 @@ from fastee.reference import Norm, RowStats
 from . import _check, _cpu, _library
 from .results import ExitHeadResult, ExitStepResult
 
-# Tensor types whose memory is their own: fakes, functional wrappers and DTensors must take the slow road.
-PLAIN = (Tensor, torch.nn.Parameter)
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
 OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
 
@@ -59,7 +56,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         args = (x, weight, bias, pool, Norm(norm, norm_weight, norm_bias, eps) if norm else None, measure, threshold, temperature, mask)
         r = dispatch.choose(op, args, {}).run(*args)
         logits = r.logits.clone() if r.logits.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr() else r.logits
-        out = (r.label.clone(), r.confidence.clone(), r.exits, *(s.clone() for s in r.stats[1:5]), logits)
+        out = (r.label.clone(), r.confidence.clone(), r.exits, *(s.clone() for s in tuple(r.stats)[1:5]), logits)
         return (*out, r.index, torch.as_tensor(r.count, device=x.device)) if step else out
 
     def fake(x, weight, *rest):

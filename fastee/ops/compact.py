@@ -35,6 +35,9 @@ _op = dispatch.register(
 )
 
 
+_direct = dispatch.direct("direct_compact")
+
+
 def _flat(mask):
     index, count = dispatch.choose(_op, (mask,), {}).run(mask)
     return index, torch.as_tensor(count, device=mask.device)
@@ -57,7 +60,12 @@ def compact(mask: Tensor, *, backend: str | None = None) -> CompactResult:
     >>> fastee.ops.compact(torch.tensor([False, True, False, True])).index.tolist()
     [1, 3, 2, 0]
     """
+    compiling = is_compiling()
+    if _direct is not None and backend is None and not compiling:
+        result = _direct(mask)
+        if result is not None:
+            return CompactResult(*result)
     args, options = _check_args(mask)
-    if is_compiling():
+    if compiling:
         return CompactResult(*torch.ops.fastee.compact(*args))
     return dispatch.choose(_op, args, options, backend).run(*args)

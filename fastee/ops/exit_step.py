@@ -3,15 +3,14 @@ from __future__ import annotations
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastee import native
-from fastee.dispatch import choose
+from fastee.dispatch import choose, direct
 from fastee.reference import Norm
 
-from ._head import PLAIN, make_op, through_torch
+from ._head import make_op, through_torch
 from .results import ExitStepResult
 
 _op, _packet = make_op("exit_step", step=True)
-_fast = native.hot.exit_head if native.hot else None
+_direct = direct("exit_head")
 
 
 def exit_step(
@@ -42,8 +41,8 @@ def exit_step(
     if is_compiling():
         args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
         return through_torch(_packet, True, *args, logits)
-    if _fast is not None and backend is None and mask is None and type(x) in PLAIN and type(weight) in PLAIN:
-        result = _fast(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, True)
+    if _direct is not None and backend is None and mask is None:
+        result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, True)
         if result is not None:
             return result
     args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)

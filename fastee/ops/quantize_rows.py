@@ -96,6 +96,10 @@ _library.define(
 )
 
 
+_direct_quantize = dispatch.direct("direct_quantize")
+_direct_dequantize = dispatch.direct("direct_dequantize")
+
+
 def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, backend: str | None = None) -> QuantizedRows:
     """Compress each row of x [B, ...] (fp32/bf16/fp16/fp64) to int8 with one fp32 scale per row, or per `group` elements of it.
 
@@ -108,8 +112,13 @@ def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, 
     >>> q.data.tolist(), q.nbytes
     ([[64, -127]], 6)
     """
+    compiling = is_compiling()
+    if _direct_quantize is not None and backend is None and group is None and format == "int8" and not compiling:
+        result = _direct_quantize(x)
+        if result is not None:
+            return QuantizedRows(*result)
     args, options = _check_quantize(x, format, group)
-    if is_compiling():
+    if compiling:
         return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group)
     return dispatch.choose(_quantize, args, options, backend).run(*args)
 
@@ -121,7 +130,12 @@ def dequantize_rows(q: QuantizedRows, *, backend: str | None = None) -> Tensor:
     >>> fastee.ops.dequantize_rows(fastee.ops.quantize_rows(torch.tensor([[127.0, -127.0]]))).tolist()
     [[127.0, -127.0]]
     """
+    compiling = is_compiling()
+    if _direct_dequantize is not None and backend is None and type(q) is QuantizedRows and q.format == "int8" and not compiling:
+        result = _direct_dequantize(q.data, q.scale, q.group)
+        if result is not None:
+            return result
     args, options = _check_dequantize(q)
-    if is_compiling():
+    if compiling:
         return torch.ops.fastee.dequantize_rows(*args)
     return dispatch.choose(_dequantize, args, options, backend).run(*args)

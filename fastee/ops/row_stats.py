@@ -38,6 +38,9 @@ _op = dispatch.register(
 )
 
 
+_direct = dispatch.direct("direct_row_stats")
+
+
 def flat_stats(stats: RowStats, second_moment: bool) -> tuple[Tensor, ...]:
     """The six tensors that torch's dispatcher returns, none an alias of another."""
     last = stats.entropy_p2 if second_moment else torch.empty(0, device=stats.label.device)
@@ -70,8 +73,13 @@ def row_stats(logits: Tensor, *, temperature: float = 1.0, second_moment: bool =
     >>> s.label.tolist(), s.max_prob.tolist()
     ([0, 0], [0.5, 1.0])
     """
+    compiling = is_compiling()
+    if _direct is not None and backend is None and not compiling:
+        result = _direct(logits, temperature, second_moment)
+        if result is not None:
+            return result
     args, options = _check_args(logits, temperature=temperature, second_moment=second_moment)
-    if is_compiling():
+    if compiling:
         out = torch.ops.fastee.row_stats(*args)
         return RowStats(*out[:5], out[5] if second_moment else None)
     return dispatch.choose(_op, args, options, backend).run(*args)

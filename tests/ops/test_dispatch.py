@@ -66,3 +66,10 @@ def test_a_torch_without_the_exchange_table_takes_the_slow_view():
     )
     out = run(code)
     assert out.stdout.strip() == "[2, 2] False", out.stderr
+
+
+def test_the_environment_chooses_a_backend_for_every_op():
+    code = "import torch, fastee; print(type(fastee.ops.exit_step(torch.ones(2, 3), torch.eye(3), pool='none')).__module__)"
+    assert run(code, FASTEE_BACKEND="reference").stdout.strip() == "fastee.ops.results"
+    code = "import torch, fastee; fastee.ops.compact(torch.zeros(3, dtype=torch.bool))"
+    assert "compact: FASTEE_BACKEND='cuda' cannot run: not part of this build" in run(code, FASTEE_BACKEND="cuda").stderr
