@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("old", type=Path)
     p.add_argument("new", type=Path)
     p.add_argument("--tolerance", type=float, default=1.15, help="factor that counts as noise (default 1.15)")
-    for verb, text in (("plot", "draw results/plots from the rows"), ("table", "rewrite the tables of docs/benchmarks.md from the rows")):
+    for verb, text in (("plot", "draw results/plots from the rows"), ("table", "rewrite the tables of docs/benchmarks.md and README.md from the rows")):
         p = sub.add_parser(verb, help=text)
         p.add_argument("--results", type=Path, default=runner.RESULTS, metavar="DIR")
     p = sub.add_parser("_count")  # runs under callgrind, see run.count_all
@@ -66,9 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
             print("\n".join(map(str, plot(a.results))))
         elif a.verb == "table":
-            from benchmarks.tables import rewrite
+            from benchmarks.tables import rewrite, rewrite_headline
 
-            print(rewrite(a.results, Path(__file__).parents[1] / "docs" / "benchmarks.md"))
+            root = Path(__file__).parents[1]
+            print(rewrite(a.results, root / "docs" / "benchmarks.md"), rewrite_headline(a.results, root / "README.md"), sep="\n")
         else:
             runner.count_all(a.op, a.shapes)
     except (ValueError, OSError) as error:

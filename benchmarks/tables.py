@@ -7,6 +7,7 @@ from pathlib import Path
 from fastee.testing.rows import Row, latest, read_rows
 
 BEGIN, END = "<!-- tables: begin, written by `python -m benchmarks table` -->", "<!-- tables: end -->"
+HEAD_BEGIN, HEAD_END = "<!-- headline: begin, written by `python -m benchmarks table` -->", "<!-- headline: end -->"
 MAX_SHAPES = 16  # per op; the page says how the others did
 
 
@@ -65,11 +66,41 @@ def tables(results: Path) -> str:
     return "\n".join(out).rstrip()
 
 
-def rewrite(results: Path, page: Path) -> Path:
-    """Replace what stands between the markers of `page` and return its path."""
+def headline(results: Path) -> str:
+    """Return the short table of the README: the measured value beside every bar but the many "never slower than torch" ones, counted below."""
+    files = sorted(Path(results).glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"no results in {results}: run `python -m benchmarks run all` first")
+    out = []
+    for file in files:
+        rows = list(latest(read_rows(file)).values())
+        m = rows[-1].machine
+        out += [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, median:", ""]
+        out += [_line("what", "shape", "p50 us", "target", "measured"), _line("---", "---", "---:", "---", "---")]
+        floor = [(r, b) for r in rows for b in r.bars if b.text == ">= 1x torch"]
+        for r in rows:
+            for b in (b for b in r.bars if b.text != ">= 1x torch"):
+                verdict = "not measured" if b.met is None else f"{b.value:.3g}" if b.met else f"{b.value:.3g} (missed)"
+                out.append(_line(r.op, r.shape + (", cold" if r.regime == "cold" else ""), _number(r.p50_us, ".3g"), b.text, verdict))
+        if floor:
+            lost = [f"{r.op} {r.shape} {b.value:.2f}x" for r, b in floor if b.met is False]
+            out += ["", f"Never slower than torch eager: {sum(b.met is True for _, b in floor)} of {len(floor)} shapes" + (f"; slower: {', '.join(lost)}." if lost else ".")]
+    return "\n".join(out)
+
+
+def _between(page: Path, begin: str, end: str, body: str) -> Path:
     text = page.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page}: expected one line {BEGIN!r} and one {END!r}")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    page.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n\n{after}")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page}: expected one line {begin!r} and one {end!r}")
+    page.write_text(f"{text[: text.index(begin)]}{begin}\n\n{body}\n\n{text[text.index(end) :]}")
     return page
+
+
+def rewrite(results: Path, page: Path) -> Path:
+    """Replace what stands between the markers of `page` by all tables and return its path."""
+    return _between(page, BEGIN, END, tables(results))
+
+
+def rewrite_headline(results: Path, page: Path) -> Path:
+    """Replace what stands between the headline markers of `page` (the README) and return its path."""
+    return _between(page, HEAD_BEGIN, HEAD_END, headline(results))

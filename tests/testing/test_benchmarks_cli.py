@@ -160,3 +160,14 @@ def test_a_script_that_fails_under_valgrind_shows_its_error(tmp_path):
     script.write_text("raise SystemExit('the reason')")
     with pytest.raises(RuntimeError, match="the reason"):
         instructions.count_named([str(script)], timeout=60)
+
+
+def test_headline_shows_every_bar_and_counts_the_floor(tmp_path):
+    floor = [_row(shape=str(i), speedup=0.5 + i, bars=[Bar(">= 1x torch", 0.5 + i, i > 0)]) for i in range(3)]
+    append_rows(tmp_path / "box.jsonl", [*floor, _row(p50_us=1.25, shape="big", bars=[Bar(">= 12x torch", 3.5, False), Bar("<= 3 us", 1.25, True), Bar(">= 4x compile", None, None)])])
+    page = tmp_path / "README.md"
+    page.write_text(f"above\n{tables.HEAD_BEGIN}\n{tables.HEAD_END}\nbelow")
+    tables.rewrite_headline(tmp_path, page)
+    text = page.read_text()
+    assert "| big | 1.25 | >= 12x torch | 3.5 (missed) |" in text and "| <= 3 us | 1.25 |" in text and "| >= 4x compile | not measured |" in text
+    assert "2 of 3 shapes; slower: " in text and " 0 0.50x." in text and text.endswith("\nbelow")
