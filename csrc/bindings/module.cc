@@ -107,18 +107,27 @@ PyObject* answer_of(const Bound& bound, const Decision& d) {
 }
 
 constexpr int64_t kMax = fastee::sched::kInt64Max;
+constexpr int64_t kMaxLabel = (int64_t{1} << 31) - 1;
 
 PyObject* call_decide(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
-  static constexpr const char* kNames[] = {"task", "exit", "confidence", "now"};
-  PyObject* a[4] = {};
+  static constexpr const char* kNames[] = {"task", "exit", "confidence", "now", "gate", "delta", "label", "pool", "max_prob", "margin", "entropy", "lse"};
+  PyObject* a[12] = {};
   Bound* bound = bound_of(self);
-  int64_t task, exit, now;
-  double confidence;
-  if (bound == nullptr || !take_args("decide", kNames, 4, 4, args, given, keywords, a) || !take_int64("decide", "task", a[0], &task) ||
+  int64_t task, exit, now, label = -1, pool = -1;
+  fastee::sched::Sample sample;
+  if (bound == nullptr || !take_args("decide", kNames, 12, 4, args, given, keywords, a) || !take_int64("decide", "task", a[0], &task) ||
       !take_int("decide", "exit", a[1], -1, bound->core->model().exits, &exit) ||
-      !take_float("decide", "confidence", a[2], &confidence) || !take_int64("decide", "now", a[3], &now))
+      !take_float("decide", "confidence", a[2], &sample.confidence) || !take_int64("decide", "now", a[3], &now))
     return nullptr;
-  return answer_of(*bound, bound->core->decide(task, static_cast<int>(exit), confidence, now));
+  if (given == 4 && keywords == nullptr) return answer_of(*bound, bound->core->decide(task, static_cast<int>(exit), sample.confidence, now));
+  double* const numbers[] = {&sample.gate, &sample.delta, nullptr, nullptr, &sample.max_prob, &sample.margin, &sample.entropy, &sample.lse};
+  for (int i = 4; i < 12; ++i)
+    if (a[i] != nullptr && numbers[i - 4] != nullptr && !take_float("decide", kNames[i], a[i], numbers[i - 4])) return nullptr;
+  if (a[6] != nullptr && !take_int("decide", "label", a[6], -1, kMaxLabel, &label)) return nullptr;
+  if (a[7] != nullptr && !take_int("decide", "pool", a[7], -1, kMaxLabel, &pool)) return nullptr;
+  sample.label = static_cast<int32_t>(label);
+  sample.pool = static_cast<int32_t>(pool);
+  return answer_of(*bound, bound->core->decide(task, static_cast<int>(exit), sample, now));
 }
 
 PyObject* call_admit(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
@@ -164,15 +173,16 @@ PyObject* call_observe_link(PyObject* self, PyObject* const* args, Py_ssize_t gi
 }
 
 PyObject* call_observe_queue(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
-  static constexpr const char* kNames[] = {"node", "length"};
-  PyObject* a[2] = {};
+  static constexpr const char* kNames[] = {"node", "length", "out_length"};
+  PyObject* a[3] = {};
   Bound* bound = bound_of(self);
-  int64_t node, length;
-  if (bound == nullptr || !take_args("observe_queue", kNames, 2, 2, args, given, keywords, a) ||
+  int64_t node, length, out_length = 0;
+  if (bound == nullptr || !take_args("observe_queue", kNames, 3, 2, args, given, keywords, a) ||
       !take_int("observe_queue", "node", a[0], 0, bound->core->model().nodes - 1, &node) ||
-      !take_int("observe_queue", "length", a[1], 0, int64_t{1} << 40, &length))
+      !take_int("observe_queue", "length", a[1], 0, int64_t{1} << 40, &length) ||
+      (a[2] != nullptr && !take_int("observe_queue", "out_length", a[2], 0, int64_t{1} << 40, &out_length)))
     return nullptr;
-  bound->core->observe_queue(static_cast<int>(node), length);
+  bound->core->observe_queue(static_cast<int>(node), length, out_length);
   Py_RETURN_NONE;
 }
 
@@ -186,6 +196,28 @@ PyObject* call_finish(PyObject* self, PyObject* const* args, Py_ssize_t given, P
   return PyBool_FromLong(bound->core->finish(task));
 }
 
+PyObject* call_poll(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"now"};
+  PyObject* a[1] = {};
+  Bound* bound = bound_of(self);
+  int64_t now, task;
+  Decision decision;
+  if (bound == nullptr || !take_args("poll", kNames, 1, 1, args, given, keywords, a) || !take_int64("poll", "now", a[0], &now)) return nullptr;
+  if (!bound->core->poll(now, &task, &decision)) Py_RETURN_NONE;
+  PyObject* answer = answer_of(*bound, decision);
+  return answer == nullptr ? nullptr : Py_BuildValue("(LN)", static_cast<long long>(task), answer);
+}
+
+PyObject* call_tick(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"now"};
+  PyObject* a[1] = {};
+  Bound* bound = bound_of(self);
+  int64_t now;
+  if (bound == nullptr || !take_args("tick", kNames, 1, 1, args, given, keywords, a) || !take_int64("tick", "now", a[0], &now)) return nullptr;
+  bound->core->tick(now);
+  Py_RETURN_NONE;
+}
+
 template <PyObject* (*kFunction)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*)>
 PyMethodDef method(const char* name, const char* doc) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(kFunction)), METH_FASTCALL | METH_KEYWORDS, doc};
@@ -193,10 +225,12 @@ PyMethodDef method(const char* name, const char* doc) {
 
 PyMethodDef kMethods[] = {
     method<call_admit>("admit", "admit(now, deadline=None, segment=0) -> handle, or -1"),
-    method<call_decide>("decide", "decide(task, exit, confidence, now) -> Decision"),
+    method<call_decide>("decide", "decide(task, exit, confidence, now, gate, delta, label, pool, max_prob, margin, entropy, lse) -> Decision"),
+    method<call_poll>("poll", "poll(now) -> (task, Decision) or None"),
+    method<call_tick>("tick", "tick(now)"),
     method<call_observe>("observe", "observe(segment, node, batch, duration_ns)"),
     method<call_observe_link>("observe_link", "observe_link(src, dst, nbytes, duration_ns)"),
-    method<call_observe_queue>("observe_queue", "observe_queue(node, length)"),
+    method<call_observe_queue>("observe_queue", "observe_queue(node, length, out_length=0)"),
     method<call_finish>("finish", "finish(task) -> bool"),
 };
 
@@ -279,6 +313,7 @@ Config config_of(const py::dict& d) {
   c.node = d["node"].cast<int>();
   c.home = d["home"].cast<int>();
   c.max_tasks = d["max_tasks"].cast<int64_t>();
+  c.seed = d["seed"].cast<uint64_t>();
   return c;
 }
 
@@ -349,5 +384,8 @@ PYBIND11_MODULE(_C, m) {
       .def("decide_batch", &decide_batch, py::arg("tasks"), py::arg("exit"), py::arg("confidences"), py::arg("now"))
       .def("set_node_up", [](Bound& self, int node, bool up) { self.core->set_node_up(node, up); })
       .def("set_link_up", [](Bound& self, int src, int dst, bool up) { self.core->set_link_up(src, dst, up); })
+      .def("set_idle", [](Bound& self, bool idle) { self.core->set_idle(idle); })
+      .def("next_tick", [](const Bound& self) { return self.core->next_tick(); })
+      .def("admit_interval", [](const Bound& self) { return self.core->admit_interval(); })
       .def("snapshot", &snapshot);
 }

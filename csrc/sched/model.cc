@@ -28,6 +28,7 @@ Model::Model(const Config& c)
       node_up_(c.nodes, 1),
       link_up_(static_cast<size_t>(c.nodes) * c.nodes),
       queue_(c.nodes, 0),
+      out_queue_(c.nodes, 0),
       busy_until_(c.nodes, kInt64Min),
       reached_(exits, 0),
       accepted_(exits, 0),
@@ -177,12 +178,13 @@ void Model::observe_link(int src, int dst, int64_t nbytes, int64_t duration) {
     refresh();
 }
 
-void Model::observe_queue(int n, int64_t length) {
-  if (n < 0 || n >= nodes || length < 0) {
+void Model::observe_queue(int n, int64_t length, int64_t out_length) {
+  if (n < 0 || n >= nodes || length < 0 || out_length < 0) {
     ++counters.ignored;
     return;
   }
   queue_[n] = length;
+  out_queue_[n] = out_length;
   refresh_queues();
 }
 

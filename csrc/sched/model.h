@@ -37,7 +37,7 @@ class Model {
 
   void observe(int s, int n, int64_t batch, int64_t duration);
   void observe_link(int src, int dst, int64_t nbytes, int64_t duration);
-  void observe_queue(int n, int64_t length);
+  void observe_queue(int n, int64_t length, int64_t out_length);
   void set_node_up(int n, bool up);
   void set_link_up(int src, int dst, bool up);
   void learn_exit(int exit, bool accepted);
@@ -79,7 +79,7 @@ class Model {
 
   std::vector<Estimator> time_, rate_;        // [S, N], [N, N]
   std::vector<uint8_t> node_up_, link_up_;    // [N], [N, N]
-  std::vector<int64_t> queue_, busy_until_;   // [N]
+  std::vector<int64_t> queue_, out_queue_, busy_until_;  // [N]
   std::vector<int64_t> reached_, accepted_;   // [K]
   std::vector<double> exit_probability_;      // [K]
   std::vector<double> need_, togo_;           // [NB, S, N]

@@ -50,6 +50,17 @@ Decision Scheduler::decide(int64_t task, int exit, double confidence, int64_t no
   return decide_row(task, exit, confidence, clock(now), 0, 0.0);
 }
 
+Decision Scheduler::decide(int64_t task, int exit, const Sample& sample, int64_t now) { return decide(task, exit, sample.confidence, now); }
+
+bool Scheduler::poll(int64_t now, int64_t* task, Decision* decision) {
+  clock(now);
+  *task = -1;
+  *decision = {};
+  return false;
+}
+
+void Scheduler::tick(int64_t now) { clock(now); }
+
 void Scheduler::decide_batch(const int64_t* tasks, int exit, const double* confidences, int64_t rows, int64_t now, int64_t* codes) {
   now = clock(now);
   int64_t staying = 0;

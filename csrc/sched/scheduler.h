@@ -20,13 +20,25 @@ class Scheduler {
   // Handle, or -1 when the deadline is past, the table is full or the segment does not exist.
   int64_t admit(int64_t now, int64_t deadline = kDefaultDeadline, int segment = 0);
   Decision decide(int64_t task, int exit, double confidence, int64_t now);
+  Decision decide(int64_t task, int exit, const Sample& sample, int64_t now);
   void decide_batch(const int64_t* tasks, int exit, const double* confidences, int64_t rows, int64_t now, int64_t* codes);
   bool finish(int64_t task);
+
+  // A decision for a task that was told to WAIT, if one is due. The host calls it after every event, again and again until false.
+  bool poll(int64_t now, int64_t* task, Decision* decision);
+  // Periodic adaptation: the host calls tick() once the clock has reached next_tick(); kNever when there is nothing to do.
+  int64_t next_tick() const { return kNever; }
+  void tick(int64_t now);
+  // Seconds the source must leave between two arrivals; 0 = as they come.
+  double admit_interval() const { return 0.0; }
+  // Whether this node's compute stands still.
+  void set_idle(bool idle) { idle_ = idle; }
 
   // Arguments out of range are counted as ignored.
   void observe(int segment, int node, int64_t batch, int64_t duration) { model_.observe(segment, node, batch, duration); }
   void observe_link(int src, int dst, int64_t nbytes, int64_t duration) { model_.observe_link(src, dst, nbytes, duration); }
-  void observe_queue(int node, int64_t length) { model_.observe_queue(node, length); }
+  // Items that wait to be run at a node, and items that wait there to be sent.
+  void observe_queue(int node, int64_t length, int64_t out_length = 0) { model_.observe_queue(node, length, out_length); }
   void set_node_up(int node, bool up) { model_.set_node_up(node, up); }
   void set_link_up(int src, int dst, bool up) { model_.set_link_up(src, dst, up); }
 
@@ -46,6 +58,7 @@ class Scheduler {
   Tasks tasks_;
   std::vector<int64_t> per_exit_;
   int64_t now_ = kInt64Min;
+  bool idle_ = false;
 };
 
 }  // namespace fastee::sched

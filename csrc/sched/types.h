@@ -28,6 +28,19 @@ struct Decision {
   }
 };
 
+inline constexpr int64_t kNever = kInt64Max;  // of next_tick
+inline constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+// What is known of one task at one exit; NaN and -1 stand for "not given". A policy reads only what its rule needs.
+struct Sample {
+  double confidence = kNone;  // the exit's score u, larger = more confident
+  double gate = kNone;        // learned exit probability, [0, 1]
+  double delta = kNone;       // distance to the previous exit's feature, >= 0
+  int32_t label = -1;         // predicted class
+  int32_t pool = -1;          // difficulty pool: 0 easy, 1 moderate, 2 hard
+  double max_prob = kNone, margin = kNone, entropy = kNone, lse = kNone;  // for custom rules
+};
+
 // Profile, QoS and place of one scheduler, copied in. S segments, N nodes, NB batch sizes, NC codecs, K = S - 1 exits;
 // arrays are row-major. Units: seconds, bytes, bit/s; deadline in ns.
 struct Config {
@@ -47,6 +60,7 @@ struct Config {
   std::string policy = "deadline";
   int node = 0, home = 0;
   int64_t max_tasks = 65536;
+  uint64_t seed = 0;  // of the policies' own random stream
 
   // Throws std::invalid_argument that names the field, what was got and what was expected.
   void check() const;

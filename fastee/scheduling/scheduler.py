@@ -23,7 +23,7 @@ else:
 
 POLICIES = ("deadline", "threshold")
 _MAX_TASKS, _MAX_BATCH, _MAX_LENGTH, _MAX_BYTES = 1 << 24, 1 << 30, 1 << 40, 1 << 50
-_INT64 = (1 << 63) - 1
+_INT64, _MAX_LABEL = (1 << 63) - 1, (1 << 31) - 1
 _I8, _FLOATS = np.dtype(np.int64), (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -59,6 +59,7 @@ class Scheduler:
         *,
         home: int = 0,
         answer_bytes: int = 64,
+        seed: int = 0,
         native: bool | None = None,
     ):
         if not isinstance(profile, Profile):
@@ -84,6 +85,7 @@ class Scheduler:
             "quantile": qos.quantile, "cost_weight": qos.cost_weight, "max_drop": math.inf if qos.max_drop is None else qos.max_drop,
             "answer_bytes": _int("Scheduler", "answer_bytes", answer_bytes, 0, _MAX_BYTES),
             "policy": policy, "node": self.node, "home": self.home, "max_tasks": self.max_tasks,
+            "seed": _int("Scheduler", "seed", seed, 0, _INT64),
         }  # fmt: skip
         if not self.native:
             self._core = twin.Core({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in config.items()})
@@ -104,15 +106,46 @@ class Scheduler:
         deadline = None if deadline is None else _int64("admit", "deadline", deadline)
         return self._core.admit(now, deadline, _int("admit", "segment", segment, 0, self._top_exit))
 
-    def decide(self, task: int, exit: int, confidence: float, now: int) -> Decision:
+    def decide(
+        self, task: int, exit: int, confidence: float, now: int, gate: float = math.nan, delta: float = math.nan, label: int = -1,
+        pool: int = -1, max_prob: float = math.nan, margin: float = math.nan, entropy: float = math.nan, lse: float = math.nan,
+    ) -> Decision:  # fmt: skip
         """Decide after exit `exit` (0-based; K = the network's end; -1 = on arrival) answered with score `confidence`.
 
         NaN never exits early; at the end of the network the answer is EXIT whatever the score is. `node` of the Decision is
-        where the task goes on.
+        where the task goes on. What else is known of the task at this exit (NaN or -1: not given) is for the policies and rules
+        that read it: `gate` probability, feature `delta`, predicted `label`, difficulty `pool`, and the row's statistics.
         """
         task = _int64("decide", "task", task)
         exit = _int("decide", "exit", exit, -1, self._top_exit)
-        return Decision.from_code(self._core.decide(task, exit, _float("decide", "confidence", confidence), _int64("decide", "now", now)))
+        sample = {"confidence": _float("decide", "confidence", confidence)}
+        now = _int64("decide", "now", now)
+        numbers = {"gate": gate, "delta": delta, "max_prob": max_prob, "margin": margin, "entropy": entropy, "lse": lse}
+        sample.update((name, _float("decide", name, value)) for name, value in numbers.items())
+        sample["label"] = _int("decide", "label", label, -1, _MAX_LABEL)
+        sample["pool"] = _int("decide", "pool", pool, -1, _MAX_LABEL)
+        return Decision.from_code(self._core.decide(task, exit, sample, now), self._core.now)
+
+    def poll(self, now: int) -> tuple[int, Decision] | None:
+        """A decision for a task that was told to WAIT, if one is due, else None; call it after every event until it gives None."""
+        found = self._core.poll(_int64("poll", "now", now))
+        return None if found is None else (found[0], Decision.from_code(found[1], self._core.now))
+
+    def next_tick(self) -> int:
+        """When `tick` wants to be called next (ns); 2**63 - 1 when there is nothing to adapt."""
+        return self._core.next_tick()
+
+    def tick(self, now: int) -> None:
+        """Let the policy adapt; the host calls it once the clock has reached `next_tick()`."""
+        self._core.tick(_int64("tick", "now", now))
+
+    def admit_interval(self) -> float:
+        """Seconds that the source must leave between two arrivals; 0 = as they come."""
+        return self._core.admit_interval()
+
+    def set_idle(self, idle: bool) -> None:
+        """Tell whether this node's compute stands still."""
+        self._core.set_idle(bool(idle))
 
     def decide_batch(self, tasks, exit: int, confidences, now: int) -> np.ndarray:
         """Decide for rows that travel together; int64 codes [B] for `Decision.from_code`, in the order of `tasks`.
@@ -155,10 +188,11 @@ class Scheduler:
         nbytes = _int("observe_link", "nbytes", nbytes, 1, _MAX_BYTES)
         self._core.observe_link(src, dst, nbytes, _int("observe_link", "duration_ns", duration_ns, 1, _INT64))
 
-    def observe_queue(self, node: int, length: int) -> None:
-        """Tell how many tasks wait at a node."""
+    def observe_queue(self, node: int, length: int, out_length: int = 0) -> None:
+        """Tell how many tasks wait at a node to be run, and how many wait there to be sent."""
         node = _int("observe_queue", "node", node, 0, self._top_node)
-        self._core.observe_queue(node, _int("observe_queue", "length", length, 0, _MAX_LENGTH))
+        length = _int("observe_queue", "length", length, 0, _MAX_LENGTH)
+        self._core.observe_queue(node, length, _int("observe_queue", "out_length", out_length, 0, _MAX_LENGTH))
 
     def set_node_up(self, node: int, up: bool) -> None:
         """Take a node out of (or back into) every choice."""

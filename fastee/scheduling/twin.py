@@ -75,7 +75,7 @@ class Core:
         self.rate = [[Estimator() for _ in range(self.N)] for _ in range(self.N)]
         self.node_up = [True] * self.N
         self.link_up = [[c["bandwidth"][a][b] > 0 for b in range(self.N)] for a in range(self.N)]
-        self.queue = [0] * self.N
+        self.queue, self.out_queue, self.idle = [0] * self.N, [0] * self.N, False
         self.busy_until = [INT64_MIN] * self.N
         self.last_place = [-1] * self.S
         self.reached, self.accepted = [0] * self.K, [0] * self.K
@@ -186,8 +186,8 @@ class Core:
         elif self.rate[src][dst].update((duration - delay) / wire, self.counters):
             self.refresh()
 
-    def observe_queue(self, node: int, length: int) -> None:
-        self.queue[node] = length
+    def observe_queue(self, node: int, length: int, out_length: int) -> None:
+        self.queue[node], self.out_queue[node] = length, out_length
         self.refresh_queues()
 
     def set_node_up(self, node: int, up: bool) -> None:
@@ -252,8 +252,24 @@ class Core:
         """u >= threshold in fp32, as the exit-head kernels compare; NaN never."""
         return 0 <= exit < self.K and f32(confidence) >= self.c["thresholds"][exit]
 
-    def decide(self, task: int, exit: int, confidence: float, now: int) -> int:
-        return self.decide_row(task, exit, confidence, self.clock(now), 0, 0.0)
+    def decide(self, task: int, exit: int, sample: dict, now: int) -> int:
+        return self.decide_row(task, exit, sample["confidence"], self.clock(now), 0, 0.0)
+
+    def poll(self, now: int) -> tuple[int, int] | None:
+        self.clock(now)
+        return None
+
+    def next_tick(self) -> int:
+        return INT64_MAX
+
+    def tick(self, now: int) -> None:
+        self.clock(now)
+
+    def admit_interval(self) -> float:
+        return 0.0
+
+    def set_idle(self, idle: bool) -> None:
+        self.idle = idle
 
     def decide_batch(self, tasks, exit: int, confidences, now: int) -> list[int]:
         now = self.clock(now)

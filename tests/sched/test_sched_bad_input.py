@@ -65,7 +65,7 @@ def test_argument_counts_and_keywords(native):
     sched = Scheduler(small_profile(), QoS(deadline=1.0), thresholds=[0.9, 0.9], native=native)
     task = sched.admit(now=5, segment=1, deadline=None)
     assert sched.decide(task, exit=1, confidence=np.float32(0.95), now=np.int64(6)).action.name == "EXIT"
-    for call in (lambda: sched.decide(task), lambda: sched.decide(task, 0, 0.5, 0, 0), lambda: sched.decide(task, 0, 0.5, when=3),
+    for call in (lambda: sched.decide(task), lambda: sched.decide(task, 0, 0.5, 0, *[0.0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0]), lambda: sched.decide(task, 0, 0.5, when=3),
                  lambda: sched.decide(task, 0, 0.5, 3, now=3), lambda: sched.admit()):  # fmt: skip
         with pytest.raises(TypeError):
             call()

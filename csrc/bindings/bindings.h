@@ -1,0 +1,5 @@
+// What each room adds to fastee._C: one function per room, defined in csrc/bindings/<room>.cc, called by module.cc.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace fastee::bindings {}
