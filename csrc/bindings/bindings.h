@@ -2,4 +2,8 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-namespace fastee::bindings {}
+namespace fastee::bindings {
+
+void bind_spatial(pybind11::module_& m);
+
+}  // namespace fastee::bindings

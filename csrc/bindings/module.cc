@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/bindings.h"
 #include "sched/scheduler.h"
 
 namespace py = pybind11;
@@ -388,4 +389,5 @@ PYBIND11_MODULE(_C, m) {
       .def("next_tick", [](const Bound& self) { return self.core->next_tick(); })
       .def("admit_interval", [](const Bound& self) { return self.core->admit_interval(); })
       .def("snapshot", &snapshot);
+  fastee::bindings::bind_spatial(m);
 }

@@ -1,0 +1,364 @@
+#include "plan/spatial_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace fastee::plan {
+namespace {
+
+constexpr int kBeam = 6;           // states kept per bound
+constexpr int kDescents = 4;       // starts that are descended from
+constexpr double kCoarse = 0.125;  // of the rows: the first step of a descent from a start
+constexpr double kFine = 0.04;     // after a change of the partition
+constexpr double kNear = 1.10;     // a changed partition this much worse may still win after its own descent
+
+// Cuts of `rows` rows in proportion to weights; every prefix rounded on its own, so errors do not add up.
+void proportional(int rows, const std::vector<double>& weights, int* cuts) {
+  const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+  double sum = 0;
+  const size_t n = weights.size();
+  cuts[0] = 0;
+  for (size_t d = 0; d < n; ++d) {
+    sum += weights[d];
+    cuts[d + 1] = d + 1 == n ? rows : std::min(rows, static_cast<int>(std::floor(rows * (sum / total) + 0.5)));
+  }
+}
+
+}  // namespace
+
+SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam)
+    : model_(model), n_(model.providers()), random_(seed * 2 + 1) {
+  for (const SpatialPlan& p : starts) {
+    State s;
+    s.bounds = p.bounds;
+    s.cuts = p.cuts;
+    model_.latency(s.bounds, s.cuts);  // refuses what is no plan
+    build(s);
+    keep(s);
+    if (s.latency < kNever) queue_.push_back(std::move(s));
+  }
+  if (beam) add_beam();
+  std::stable_sort(queue_.begin(), queue_.end(), [](const State& a, const State& b) { return a.score < b.score; });
+  std::vector<State> distinct;
+  for (State& s : queue_) {
+    const bool seen = std::any_of(distinct.begin(), distinct.end(), [&](const State& o) { return o.bounds == s.bounds && o.cuts == s.cuts; });
+    if (!seen && distinct.size() < kDescents) distinct.push_back(std::move(s));
+  }
+  queue_ = std::move(distinct);
+}
+
+int SpatialSearch::below(int bound) {  // splitmix64: the same numbers on every machine
+  uint64_t z = random_ += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return static_cast<int>((z ^ (z >> 31)) % static_cast<uint64_t>(bound));
+}
+
+void SpatialSearch::build(State& s) {
+  const int volumes = s.volumes();
+  s.parts.assign(static_cast<size_t>(volumes) * n_, {});
+  s.finish.assign(static_cast<size_t>(volumes + 1) * n_, 0.0);
+  for (int j = 0; j < volumes; ++j) {
+    const int* e = s.cuts.data() + j * (n_ + 1);
+    for (int d = 0; d < n_; ++d) s.parts[j * n_ + d] = model_.part(d, s.bounds[j], s.bounds[j + 1], {e[d], e[d + 1]});
+  }
+  finish_.assign(s.finish.size(), 0.0);
+  s.score = recurse(s, 0, s.cuts.data(), &s.latency);
+  s.finish = finish_;
+}
+
+// Recursion from volume `first` on, into finish_; s.parts must belong to `cuts`.
+double SpatialSearch::recurse(const State& s, int first, const int* cuts, double* latency) {
+  const int volumes = s.volumes();
+  finish_.resize(s.finish.size());
+  std::copy_n(s.finish.begin() + first * n_, n_, finish_.begin() + first * n_);
+  for (int j = first; j < volumes; ++j)
+    model_.advance(s.bounds[j], s.parts.data() + j * n_, j == 0 ? nullptr : cuts + (j - 1) * (n_ + 1), finish_.data() + j * n_, finish_.data() + (j + 1) * n_);
+  const double* last = finish_.data() + volumes * n_;
+  *latency = model_.gather(cuts + (volumes - 1) * (n_ + 1), last);
+  ++tried_;
+  if (weight_ == 0 || *latency == kNever) return *latency;
+  double sum = 0;
+  for (int d = 0; d < n_; ++d) sum += last[d];
+  return *latency + weight_ * (sum / n_);
+}
+
+// Takes trial_ as the cuts of s when that lowers the score.
+bool SpatialSearch::offer(State& s) {
+  const int volumes = s.volumes();
+  int first = volumes;
+  changed_.clear();
+  undo_.clear();
+  for (int j = 0; j < volumes; ++j) {
+    const int *was = s.cuts.data() + j * (n_ + 1), *now = trial_.data() + j * (n_ + 1);
+    for (int d = 0; d < n_; ++d) {
+      if (was[d] == now[d] && was[d + 1] == now[d + 1]) continue;
+      first = std::min(first, j);
+      changed_.push_back(j * n_ + d);
+      undo_.push_back(s.parts[j * n_ + d]);
+      s.parts[j * n_ + d] = model_.part(d, s.bounds[j], s.bounds[j + 1], {now[d], now[d + 1]});
+    }
+  }
+  if (first == volumes) return false;
+  double latency;
+  const double score = recurse(s, first, trial_.data(), &latency);
+  if (score < s.score) {
+    s.cuts = trial_;
+    std::copy(finish_.begin() + first * n_, finish_.end(), s.finish.begin() + first * n_);
+    s.score = score;
+    s.latency = latency;
+    if (latency < best_.latency) keep(s);
+    return true;
+  }
+  for (size_t i = 0; i < changed_.size(); ++i) s.parts[changed_[i]] = undo_[i];
+  return false;
+}
+
+void SpatialSearch::keep(const State& s) {
+  if (!best_.bounds.empty() && !(s.latency < best_.latency)) return;
+  best_.bounds = s.bounds;
+  best_.cuts = s.cuts;
+  best_.latency = s.latency;
+}
+
+// Hands a share of the rows of volumes [first, last) from one provider to another; what lies between them moves along.
+bool SpatialSearch::transfer(State& s, int from, int to, int first, int last, double share) {
+  trial_ = s.cuts;
+  for (int j = first; j < last; ++j) {
+    int* e = trial_.data() + j * (n_ + 1);
+    const int step = std::min(e[from + 1] - e[from], std::max(1, static_cast<int>(height(s, j) * share)));
+    if (from < to)
+      for (int k = from + 1; k <= to; ++k) e[k] -= step;
+    else
+      for (int k = to + 1; k <= from; ++k) e[k] += step;
+  }
+  return offer(s);
+}
+
+bool SpatialSearch::sweep(State& s, double share) {
+  const int volumes = s.volumes();
+  bool better = false;
+  const auto go = [&](int from, int to, int first, int last) {
+    for (int i = 0; i < 8 && !spent() && transfer(s, from, to, first, last, share); ++i) better = true;
+  };
+  const auto both = [&](int from, int to) {
+    go(from, to, 0, volumes);
+    for (int j = 0; j < volumes && volumes > 1; ++j) {
+      go(from, to, j, j + 1);
+      if (j > 0 && j + 1 < volumes) go(from, to, j, volumes);
+    }
+  };
+  if (n_ <= 6) {
+    for (int from = 0; from < n_; ++from)
+      for (int to = 0; to < n_; ++to)
+        if (from != to) both(from, to);
+    return better;
+  }
+  for (int d = 0; d + 1 < n_; ++d) {
+    both(d, d + 1);
+    both(d + 1, d);
+  }
+  // Far pairs: from who is last to finish, to anyone; all pairs would cost the square of the providers.
+  const double* last = s.finish.data() + volumes * n_;
+  const int late = static_cast<int>(std::max_element(last, last + n_) - last);
+  for (int to = 0; to < n_; ++to)
+    if (to != late) go(late, to, 0, volumes);
+  return better;
+}
+
+void SpatialSearch::descend(State& s, double share) {
+  int tallest = 1;
+  for (int j = 0; j < s.volumes(); ++j) tallest = std::max(tallest, height(s, j));
+  for (; !spent(); share *= 0.5) {
+    for (int i = 0; i < 6 && !spent() && sweep(s, share); ++i) {
+    }
+    if (share * tallest <= 1) break;
+  }
+}
+
+// Merges two volumes, splits one or moves a bound; the changed partition must win after a descent of its own.
+bool SpatialSearch::repartition(State& s) {
+  const std::vector<int>& points = model_.cut_points();
+  std::vector<State> near;
+  const auto consider = [&](std::vector<int> bounds) {
+    State c;
+    c.bounds = std::move(bounds);
+    for (int j = 0; j < c.volumes(); ++j) {
+      // the rows of the old volume that ends here or next after it, in proportion
+      size_t k = std::lower_bound(s.bounds.begin(), s.bounds.end(), c.bounds[j + 1]) - s.bounds.begin();
+      const int *e = s.cuts.data() + (k - 1) * (n_ + 1), h = model_.height(c.bounds[j + 1]);
+      for (int d = 0; d <= n_; ++d) c.cuts.push_back(d == n_ ? h : static_cast<int>(std::floor(static_cast<double>(e[d]) * h / e[n_] + 0.5)));
+    }
+    build(c);
+    if (c.latency < best_.latency) keep(c);
+    if (c.score < kNear * s.score) near.push_back(std::move(c));
+  };
+  for (size_t p = 1; p + 1 < points.size() && !spent(); ++p) {
+    const auto at = std::lower_bound(s.bounds.begin(), s.bounds.end(), points[p]);
+    std::vector<int> bounds = s.bounds;
+    if (*at == points[p]) {
+      bounds.erase(bounds.begin() + (at - s.bounds.begin()));
+      consider(bounds);
+      for (const int to : {points[p - 1], points[p + 1]}) {
+        if (std::binary_search(s.bounds.begin(), s.bounds.end(), to)) continue;
+        bounds = s.bounds;
+        bounds[at - s.bounds.begin()] = to;
+        consider(bounds);
+      }
+    } else {
+      bounds.insert(bounds.begin() + (at - s.bounds.begin()), points[p]);
+      consider(bounds);
+    }
+  }
+  std::stable_sort(near.begin(), near.end(), [](const State& a, const State& b) { return a.score < b.score; });
+  for (State& c : near) {
+    if (spent()) return false;
+    descend(c, kFine);
+    if (c.score < s.score) {
+      s = std::move(c);
+      return true;
+    }
+  }
+  return false;
+}
+
+void SpatialSearch::kick(State& s) {
+  const int times = 1 + below(3);
+  trial_ = s.cuts;
+  for (int t = 0; t < times; ++t) {
+    const int from = below(n_), to = below(n_), first = below(s.volumes()), last = first + 1 + below(s.volumes() - first);
+    const double share = 0.02 + 0.01 * below(20);
+    for (int j = first; j < last && from != to; ++j) {
+      int* e = trial_.data() + j * (n_ + 1);
+      const int step = std::min(e[from + 1] - e[from], std::max(1, static_cast<int>(height(s, j) * share)));
+      if (from < to)
+        for (int k = from + 1; k <= to; ++k) e[k] -= step;
+      else
+        for (int k = to + 1; k <= from; ++k) e[k] += step;
+    }
+  }
+  s.cuts = trial_;
+  const std::vector<int>& points = model_.cut_points();
+  if (points.size() > 2 && below(2) == 0) {  // and another partition: toggle one bound
+    const int p = points[1 + below(static_cast<int>(points.size()) - 2)];
+    const auto at = std::lower_bound(s.bounds.begin(), s.bounds.end(), p) - s.bounds.begin();
+    if (s.bounds[at] == p) {
+      s.bounds.erase(s.bounds.begin() + at);
+      s.cuts.erase(s.cuts.begin() + (at - 1) * (n_ + 1), s.cuts.begin() + at * (n_ + 1));
+    } else {
+      std::vector<int> e(s.cuts.begin() + (at - 1) * (n_ + 1), s.cuts.begin() + at * (n_ + 1));
+      const int h = model_.height(p), was = e[n_];
+      for (int& row : e) row = static_cast<int>(std::floor(static_cast<double>(row) * h / was + 0.5));
+      s.bounds.insert(s.bounds.begin() + at, p);
+      s.cuts.insert(s.cuts.begin() + (at - 1) * (n_ + 1), e.begin(), e.end());
+    }
+  }
+  build(s);
+}
+
+bool SpatialSearch::run(int64_t work) {
+  limit_ = model_.work + work;
+  if (n_ == 1 || queue_.empty() || model_.links().rates.empty()) return false;
+  while (!spent()) {
+    if (next_ < queue_.size()) {
+      State& s = queue_[next_];
+      descend(s, kCoarse);
+      if (next_ == 0 || s.score < home_.score) home_ = s;
+      ++next_;
+    } else if (!polished_) {
+      polished_ = !repartition(home_) && !spent();
+    } else {
+      State s = home_;
+      kick(s);
+      descend(s, kFine);
+      while (!spent() && s.score < home_.score && repartition(s)) {
+      }
+      if (s.score < home_.score) home_ = std::move(s);
+    }
+  }
+  return true;
+}
+
+// Partitions and coarse splits together: per bound the best few (finish times, cuts) over every volume that can end there and every
+// split of a small family: the k best providers, in proportion to speed, to speed and link, or equally.
+void SpatialSearch::add_beam() {
+  const std::vector<int>& points = model_.cut_points();
+  std::vector<std::vector<double>> family;
+  const SpatialLinks& links = model_.links();
+  const double wire = 8.0 * (model_.row_bytes(0) * model_.height(0) + model_.row_bytes(model_.layers()) * model_.height(model_.layers()));
+  for (int kind = 0; kind < 2; ++kind) {
+    std::vector<double> cost(n_);
+    std::vector<int> order;
+    for (int d = 0; d < n_; ++d) {
+      cost[d] = model_.whole_seconds(d) + (kind == 1 ? wire / std::max(0.0, links.rates[d]) : 0.0);
+      if (links.up[d] && links.rates[d] > 0 && cost[d] > 0) order.push_back(d);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return cost[a] < cost[b]; });
+    std::vector<double> by_cost(n_, 0.0), equal(n_, 0.0);
+    for (size_t k = 0; k < order.size(); ++k) {
+      by_cost[order[k]] = 1.0 / cost[order[k]];
+      equal[order[k]] = 1.0;
+      if (k > 8 && k % 2 == 0 && k + 1 < order.size()) continue;
+      for (const auto& weights : {by_cost, equal})
+        if (std::find(family.begin(), family.end(), weights) == family.end()) family.push_back(weights);
+    }
+  }
+  if (family.empty()) return;
+  struct Node {
+    std::vector<double> finish;
+    std::vector<int> cuts;
+    double rank;
+    int point = -1, index = -1;  // where it came from
+  };
+  std::vector<std::vector<Node>> at(points.size());
+  at[0].push_back({std::vector<double>(n_, 0.0), {}, 0.0, -1, -1});
+  std::vector<Part> parts(n_);
+  std::vector<double> next(n_);
+  std::vector<int> cuts(n_ + 1);
+  for (size_t p = 1; p < points.size(); ++p) {
+    const bool last = p + 1 == points.size();
+    std::vector<Node>& here = at[p];
+    for (const auto& weights : family) {
+      proportional(model_.height(points[p]), weights, cuts.data());
+      for (size_t q = 0; q < p; ++q) {
+        for (int d = 0; d < n_; ++d) parts[d] = model_.part(d, points[q], points[p], {cuts[d], cuts[d + 1]});
+        for (size_t i = 0; i < at[q].size(); ++i) {
+          const Node& from = at[q][i];
+          model_.advance(points[q], parts.data(), q == 0 ? nullptr : from.cuts.data(), from.finish.data(), next.data());
+          double latest = 0, sum = 0;
+          for (double t : next) {
+            latest = std::max(latest, t);
+            sum += t;
+          }
+          if (last) latest = model_.gather(cuts.data(), next.data());
+          const double rank = latest + 0.1 * (sum / n_);
+          if (!(rank < kNever)) continue;
+          // The best state per split is kept apart, then the kBeam best splits: otherwise one split would fill the beam.
+          auto same = std::find_if(here.begin(), here.end(), [&](const Node& o) { return o.cuts == cuts; });
+          if (same == here.end())
+            here.push_back({next, cuts, rank, static_cast<int>(q), static_cast<int>(i)});
+          else if (rank < same->rank)
+            *same = {next, cuts, rank, static_cast<int>(q), static_cast<int>(i)};
+        }
+      }
+    }
+    std::stable_sort(here.begin(), here.end(), [](const Node& a, const Node& b) { return a.rank < b.rank; });
+    if (here.size() > kBeam) here.resize(kBeam);
+  }
+  for (size_t i = 0; i < at.back().size() && i < 3; ++i) {
+    State s;
+    for (int p = static_cast<int>(points.size()) - 1, k = static_cast<int>(i); p >= 0 && k >= 0;) {
+      const Node& node = at[p][k];
+      s.bounds.insert(s.bounds.begin(), points[p]);
+      s.cuts.insert(s.cuts.begin(), node.cuts.begin(), node.cuts.end());
+      k = node.index;
+      p = node.point;
+    }
+    build(s);
+    keep(s);
+    if (s.latency < kNever) queue_.push_back(std::move(s));
+  }
+}
+
+}  // namespace fastee::plan

@@ -1,0 +1,64 @@
+// Our planner for spatial splits: a beam over partitions, then descent over cut vectors and partitions, resumable by budget.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "plan/spatial.h"
+
+namespace fastee::plan {
+
+class SpatialSearch {
+ public:
+  // Starts are plans for this model; those that cannot run are left aside.
+  SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam);
+
+  // Goes on for about `work` units (see SpatialModel::work); false when nothing is left to try.
+  bool run(int64_t work);
+  const SpatialPlan& best() const { return best_; }
+  int64_t tried() const { return tried_; }
+
+ private:
+  struct State {
+    std::vector<int> bounds, cuts;
+    std::vector<Part> parts;     // [volumes][N]
+    std::vector<double> finish;  // [volumes + 1][N]
+    double latency = kNever, score = kNever;
+    int volumes() const { return static_cast<int>(bounds.size()) - 1; }
+  };
+
+  const SpatialModel& model_;
+  const int n_;
+  uint64_t random_;
+  int64_t limit_ = 0, tried_ = 0;
+  double weight_ = 0.02;  // of the mean finish beside the last one: leads over plateaus where several providers end together
+  std::vector<State> queue_;
+  size_t next_ = 0;
+  bool polished_ = false, idle_ = false;
+  State home_;
+  SpatialPlan best_;
+  std::vector<int> trial_;
+  std::vector<double> finish_;
+  std::vector<Part> undo_;
+  std::vector<int> changed_;
+
+  bool spent() const { return model_.work >= limit_; }
+  int height(const State& s, int volume) const { return model_.height(s.bounds[volume + 1]); }
+  int below(int bound);
+  void build(State& s);
+  double recurse(const State& s, int first, const int* cuts, double* latency);
+  bool offer(State& s);
+  void keep(const State& s);
+  bool transfer(State& s, int from, int to, int first, int last, double share);
+  bool sweep(State& s, double share);
+  void descend(State& s, double share);
+  bool repartition(State& s);
+  void kick(State& s);
+  void add_beam();
+};
+
+// The optimum over all partitions and all cut vectors, by dynamic programming over volumes with Pareto sets of finish times; exact
+// because the recursion is monotone in them. Empty when more than `max_steps` volume steps would be needed. `bound`: a latency already had.
+std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound, int64_t max_steps);
+
+}  // namespace fastee::plan
