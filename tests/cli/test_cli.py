@@ -31,7 +31,7 @@ def test_doctor_json_is_what_doctor_returns():
 
 def test_doctor_shows_problem_and_repair(monkeypatch):
     good = fastee.doctor()
-    broken = {**good, "problems": [{"what": "_hot is missing", "why": "it [was] eaten; do this", "repair": "do this"}]}
+    broken = {**good, "problems": [{"what": "_hot is missing", "why": "it [was] eaten", "repair": "do this"}]}
     monkeypatch.setattr(fastee, "doctor", lambda: broken, raising=False)
     done = invoke("doctor")
     assert done.exit_code == 1
