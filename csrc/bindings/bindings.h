@@ -2,8 +2,16 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+namespace fastee::sched {
+class Scheduler;
+}
+
 namespace fastee::bindings {
 
+void bind_sim(pybind11::module_& m);
 void bind_spatial(pybind11::module_& m);
+
+// The core inside a fastee._C.Scheduler; the object must outlive the use. Throws py::cast_error for anything else.
+sched::Scheduler& scheduler_of(pybind11::handle object);
 
 }  // namespace fastee::bindings

@@ -377,6 +377,8 @@ py::dict snapshot(const Bound& self) {
 
 }  // namespace
 
+Scheduler& fastee::bindings::scheduler_of(py::handle object) { return *object.cast<Bound&>().core; }
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The scheduler core; use fastee.scheduling.Scheduler.";
   py::class_<Bound>(m, "Scheduler")
@@ -389,5 +391,6 @@ PYBIND11_MODULE(_C, m) {
       .def("next_tick", [](const Bound& self) { return self.core->next_tick(); })
       .def("admit_interval", [](const Bound& self) { return self.core->admit_interval(); })
       .def("snapshot", &snapshot);
+  fastee::bindings::bind_sim(m);
   fastee::bindings::bind_spatial(m);
 }

@@ -1,0 +1,64 @@
+// Pending events: 24 bytes each, ordered by time, then by when they were put in. A 4-ary heap in one array.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace fastee::sim {
+
+enum class EventKind : uint32_t {
+  kDone, kDeliver, kAnswer, kCredit, kExpire, kLost, kRetry, kReport, kDetect, kThaw, kLinkDetect, kTick, kRelease,
+};
+
+struct Event {
+  int64_t time;
+  uint64_t order_kind;  // order << 8 | kind
+  uint32_t a, b;
+  EventKind kind() const { return static_cast<EventKind>(order_kind & 0xFF); }
+  bool before(const Event& other) const { return time != other.time ? time < other.time : order_kind < other.order_kind; }
+};
+
+class Events {
+ public:
+  bool empty() const { return heap_.empty(); }
+  const Event& top() const { return heap_.front(); }
+
+  void push(int64_t time, EventKind kind, uint32_t a, uint32_t b) {
+    const Event event{time, order_++ << 8 | static_cast<uint64_t>(kind), a, b};
+    size_t i = heap_.size();
+    heap_.push_back(event);
+    while (i > 0) {
+      const size_t parent = (i - 1) / 4;
+      if (!event.before(heap_[parent])) break;
+      heap_[i] = heap_[parent];
+      i = parent;
+    }
+    heap_[i] = event;
+  }
+
+  Event pop() {
+    const Event first = heap_.front(), last = heap_.back();
+    heap_.pop_back();
+    const size_t size = heap_.size();
+    if (size == 0) return first;
+    size_t i = 0;
+    for (;;) {
+      const size_t child = 4 * i + 1;
+      if (child >= size) break;
+      size_t least = child;
+      const size_t end = child + 4 < size ? child + 4 : size;
+      for (size_t c = child + 1; c < end; ++c)
+        if (heap_[c].before(heap_[least])) least = c;
+      if (!heap_[least].before(last)) break;
+      heap_[i] = heap_[least];
+      i = least;
+    }
+    heap_[i] = last;
+    return first;
+  }
+
+ private:
+  std::vector<Event> heap_;
+  uint64_t order_ = 0;
+};
+
+}  // namespace fastee::sim
