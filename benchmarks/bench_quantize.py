@@ -40,7 +40,7 @@ def cases(ctx: Context) -> Iterator[Group]:
         packed = [(fastee.ops.quantize_rows(x),) for (x,) in inputs]
         yield Group(
             "dequantize_rows", name, "int8->fp32",
-            [Case("fastee", fastee.ops.dequantize_rows, packed, note=fastee.explain("dequantize_rows", q.data, q.scale).chosen),
+            [Case("fastee", fastee.ops.dequantize_rows, packed, note=fastee.explain("dequantize_rows", q).chosen),
              Case("torch", eager_dequantize, [(p.data, p.scale) for (p,) in packed], note="eager")],
             bytes=5 * n, roof="copy", working_set=8 * n, bars=(">= 1x torch",),
         )  # fmt: skip
