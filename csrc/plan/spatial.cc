@@ -56,6 +56,14 @@ SpatialModel::SpatialModel(SpatialNet net, std::vector<double> times, std::vecto
     if (crossing_ok_[bound]) cut_points_.push_back(bound);
     deepest = std::max(deepest, last_use[bound]);
   }
+  std::vector<std::vector<char>> needed(count);
+  for (int i = 0; i < count; ++i) needed[i].assign(net_.layers[i].out_h, i + 1 == count);
+  for (int i = count - 1; i >= 0; --i)
+    for (int h = 0; h < net_.layers[i].out_h; ++h)
+      for (int u : net_.layers[i].inputs)
+        if (needed[i][h] && u >= 0)
+          for (int r = input_rows(net_.layers[i], {h, h + 1}).lo; r < input_rows(net_.layers[i], {h, h + 1}).hi; ++r) needed[u][r] = 1;
+  for (const auto& rows : needed) sure_rows_.push_back(static_cast<int>(std::count(rows.begin(), rows.end(), 1)));
   for (int d = 0; d < providers_; ++d) {
     double sum = tail_[d];
     for (int i = 0; i < count; ++i) sum += layer_seconds(d, i, net_.layers[i].out_h);

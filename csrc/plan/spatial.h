@@ -72,6 +72,7 @@ class SpatialModel {
   const std::vector<int>& cut_points() const { return cut_points_; }  // 0, ..., L: bounds that a single tensor crosses
   bool is_cut_point(int bound) const { return bound >= 0 && bound <= layers() && crossing_ok_[bound]; }
   const SpatialLinks& links() const { return links_; }
+  int sure_rows(int layer) const { return sure_rows_[layer]; }  // rows of a layer that some row of the net's output needs
   double whole_seconds(int provider) const { return whole_[provider]; }  // all rows of all layers, and the tail
   double tail_seconds(int provider) const { return tail_[provider]; }  // seconds of what follows there
   double layer_seconds(int provider, int layer, int rows) const { return times_[provider * stride_ + offset_[layer] + rows]; }
@@ -94,7 +95,7 @@ class SpatialModel {
   SpatialNet net_;
   SpatialLinks links_;
   std::vector<double> times_, tail_, whole_;
-  std::vector<int> offset_, cut_points_, input_first_, input_list_;
+  std::vector<int> sure_rows_, offset_, cut_points_, input_first_, input_list_;
   std::vector<char> crossing_ok_;
   int providers_ = 0, stride_ = 0, root_ = 0;
   bool chain_ = true;

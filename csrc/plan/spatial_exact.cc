@@ -26,49 +26,63 @@ double count_cuts(int rows, int n) {  // C(rows + n - 1, n - 1)
   return c;
 }
 
+// Plans that reach a bound with one cut vector and do not dominate each other.
 struct Front {
   std::vector<double> finish;  // [members][n]
+  std::vector<double> least;   // [members] lower bounds of T_end
   std::vector<int> from;       // [members][3]: point, split, member
+  size_t size() const { return least.size(); }
 };
 
 }  // namespace
 
-std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound, int64_t max_steps) {
+// No plan ends before (work left at the best rate of every provider + what each has spent already) / all rates: with c(d,l) the least
+// seconds a row of layer l takes on d at any row count, weights s(d) and c(l) = min over d of s(d) c(d,l), the rows of the layers left
+// need sum over d of s(d) (T_end - T_d) >= sum over l of c(l) H(l).
+SpatialBound::SpatialBound(const SpatialModel& model) : left(model.layers() + 1, 0.0), tail(model.tail_seconds(model.root())) {
+  const int n = model.providers();
+  for (int d = 0; d < n; ++d) {
+    const bool usable = model.links().up[d] && model.links().rates[d] > 0;
+    weight.push_back(usable ? 1.0 / std::max(model.whole_seconds(d), 1e-12) : 0.0);
+    total += weight[d];
+  }
+  for (int i = model.layers() - 1; i >= 0; --i) {
+    const int h = model.height(i + 1);
+    double least = kNever;
+    for (int d = 0; d < n; ++d)
+      for (int r = 1; r <= h && weight[d] > 0; ++r) least = std::min(least, weight[d] * model.layer_seconds(d, i, r) / r);
+    // At strides above 1 rows of a layer may be read by nobody; only what its consumers need is sure to be computed.
+    left[i] = left[i + 1] + (least < kNever ? least * model.sure_rows(i) : 0.0);
+  }
+}
+
+SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vector<int>>& cuts, double bound, size_t cap, int64_t limit) {
   const int n = model.providers();
   const std::vector<int>& points = model.cut_points();
   const int count = static_cast<int>(points.size());
-  double steps = 0;
-  for (int p = 1; p < count; ++p)
-    for (int q = 0; q < p; ++q) steps += count_cuts(model.height(points[p]), n) * (q == 0 ? 1.0 : count_cuts(model.height(points[q]), n));
-  if (steps > static_cast<double>(max_steps)) return std::nullopt;
-
-  std::vector<std::vector<int>> cuts(count);
+  const SpatialBound rest(model);
   std::vector<std::vector<Front>> fronts(count);
-  for (int p = 1; p < count; ++p) {
-    cuts[p] = all_cuts(model.height(points[p]), n);
-    fronts[p].resize(cuts[p].size() / (n + 1));
-  }
-  const double tail = model.tail_seconds(model.root());
+  for (int p = 0; p < count; ++p) fronts[p].resize(cuts[p].size() / (n + 1));
   double best = bound;
-  int best_split = -1, best_member = -1;
+  int best_split = -1;
   std::vector<double> zero(n, 0.0), next(n);
-  std::vector<Part> parts(n), table;
+  std::vector<Part> parts(n);
   const auto reach = [&](int q, int split, int member, const double* finish, int p, int e) {
     const int* now = cuts[p].data() + static_cast<size_t>(e) * (n + 1);
     model.advance(points[q], parts.data(), q == 0 ? nullptr : cuts[q].data() + static_cast<size_t>(split) * (n + 1), finish, next.data());
-    const bool last = p + 1 == count;
-    const double end = last ? model.gather(now, next.data()) : *std::max_element(next.begin(), next.end()) + tail;
-    if (!(end < best)) return;
     Front& f = fronts[p][e];
-    if (last) {
+    if (p + 1 == count) {
+      const double end = model.gather(now, next.data());
+      if (!(end < best)) return;
       best = end;
       best_split = e;
-      best_member = 0;
       f.from.assign({q, split, member});
       return;
     }
+    const double least = rest.at(points[p], next.data());
+    if (!(least < best)) return;
     size_t kept = 0;
-    for (size_t m = 0; m * n < f.finish.size(); ++m) {
+    for (size_t m = 0; m < f.size(); ++m) {
       const double* t = f.finish.data() + m * n;
       bool worse = true, better = true;  // than the new one, everywhere
       for (int d = 0; d < n; ++d) {
@@ -80,31 +94,41 @@ std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound
       if (kept != m) {
         std::copy_n(f.finish.begin() + m * n, n, f.finish.begin() + kept * n);
         std::copy_n(f.from.begin() + m * 3, 3, f.from.begin() + kept * 3);
+        f.least[kept] = f.least[m];
       }
       ++kept;
     }
+    if (kept >= cap) {  // the least promising member goes
+      const size_t worst = std::max_element(f.least.begin(), f.least.begin() + kept) - f.least.begin();
+      if (!(least < f.least[worst])) return;
+      std::copy_n(next.begin(), n, f.finish.begin() + worst * n);
+      f.from[worst * 3] = q;
+      f.from[worst * 3 + 1] = split;
+      f.from[worst * 3 + 2] = member;
+      f.least[worst] = least;
+      return;
+    }
     f.finish.resize(kept * n);
     f.from.resize(kept * 3);
+    f.least.resize(kept);
     f.finish.insert(f.finish.end(), next.begin(), next.end());
     f.from.insert(f.from.end(), {q, split, member});
+    f.least.push_back(least);
   };
-  for (int p = 1; p < count; ++p) {
-    const int h = model.height(points[p]), splits = static_cast<int>(fronts[p].size());
-    for (int q = 0; q < p; ++q) {
-      table.assign(static_cast<size_t>(n) * (h + 1) * (h + 1), {});
-      for (int d = 0; d < n; ++d)
-        for (int lo = 0; lo < h; ++lo)
-          for (int hi = lo + 1; hi <= h; ++hi) table[(static_cast<size_t>(d) * (h + 1) + lo) * (h + 1) + hi] = model.part(d, points[q], points[p], {lo, hi});
+  for (int p = 1; p < count && model.work < limit; ++p) {
+    const int splits = static_cast<int>(fronts[p].size());
+    for (int q = 0; q < p && model.work < limit; ++q) {
       for (int e = 0; e < splits; ++e) {
         const int* now = cuts[p].data() + static_cast<size_t>(e) * (n + 1);
-        for (int d = 0; d < n; ++d) parts[d] = table[(static_cast<size_t>(d) * (h + 1) + now[d]) * (h + 1) + now[d + 1]];
+        for (int d = 0; d < n; ++d) parts[d] = model.part(d, points[q], points[p], {now[d], now[d + 1]});
         if (q == 0) {
           reach(0, 0, 0, zero.data(), p, e);
           continue;
         }
         for (size_t s = 0; s < fronts[q].size(); ++s) {
           const Front& f = fronts[q][s];
-          for (size_t m = 0; m * n < f.finish.size(); ++m) reach(q, static_cast<int>(s), static_cast<int>(m), f.finish.data() + m * n, p, e);
+          for (size_t m = 0; m < f.size(); ++m)
+            if (f.least[m] < best) reach(q, static_cast<int>(s), static_cast<int>(m), f.finish.data() + m * n, p, e);
         }
       }
     }
@@ -112,7 +136,7 @@ std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound
   SpatialPlan plan;
   plan.latency = best;
   if (best_split < 0) return plan;  // nothing beats the bound
-  for (int p = count - 1, e = best_split, m = best_member; p > 0;) {
+  for (int p = count - 1, e = best_split, m = 0; p > 0;) {
     plan.bounds.insert(plan.bounds.begin(), points[p]);
     plan.cuts.insert(plan.cuts.begin(), cuts[p].begin() + static_cast<size_t>(e) * (n + 1), cuts[p].begin() + static_cast<size_t>(e + 1) * (n + 1));
     const int* from = fronts[p][e].from.data() + m * 3;
@@ -121,6 +145,20 @@ std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound
     m = from[2];
   }
   plan.bounds.insert(plan.bounds.begin(), 0);
+  return plan;
+}
+
+std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound, int64_t max_steps) {
+  const std::vector<int>& points = model.cut_points();
+  const int n = model.providers(), count = static_cast<int>(points.size());
+  double vectors = 0;
+  for (int p = 1; p < count; ++p) vectors += count_cuts(model.height(points[p]), n);
+  if (vectors > 1e6) return std::nullopt;
+  std::vector<std::vector<int>> cuts(count);
+  for (int p = 1; p < count; ++p) cuts[p] = all_cuts(model.height(points[p]), n);
+  const int64_t limit = model.work + max_steps;
+  SpatialPlan plan = spatial_pareto(model, cuts, bound, static_cast<size_t>(-1), limit);
+  if (model.work >= limit) return std::nullopt;
   return plan;
 }
 

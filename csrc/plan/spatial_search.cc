@@ -11,6 +11,9 @@ constexpr int kBeam = 6;           // states kept per bound
 constexpr int kDescents = 4;       // starts that are descended from
 constexpr double kCoarse = 0.125;  // of the rows: the first step of a descent from a start
 constexpr double kFine = 0.04;     // after a change of the partition
+constexpr int kWindow = 24;        // cut vectors per bound in a window, for more than 4 providers
+constexpr size_t kFront = 6;       // finish times per cut vector in a window
+constexpr int64_t kWindowWork = 1'000'000;
 constexpr double kNear = 1.10;     // a changed partition this much worse may still win after its own descent
 
 // Cuts of `rows` rows in proportion to weights; every prefix rounded on its own, so errors do not add up.
@@ -223,6 +226,58 @@ bool SpatialSearch::repartition(State& s) {
   return false;
 }
 
+// The best plan with cuts near those of s, over all partitions at once: what no move of a single volume finds.
+bool SpatialSearch::window(State& s, double share) {
+  const std::vector<int>& points = model_.cut_points();
+  std::vector<std::vector<int>> near(points.size());
+  const int reach = n_ == 2 ? 16 : n_ == 3 ? 2 : 1;
+  std::vector<int> e(n_ + 1), offset(n_ + 1);
+  for (size_t p = 1; p < points.size(); ++p) {
+    const int h = model_.height(points[p]), step = std::max(1, static_cast<int>(h * share + 0.5));
+    const size_t j = std::lower_bound(s.bounds.begin() + 1, s.bounds.end(), points[p]) - s.bounds.begin() - 1;
+    const int* c = s.cuts.data() + j * (n_ + 1);
+    const auto centre = [&](int d) { return d == n_ ? h : static_cast<int>(std::floor(static_cast<double>(c[d]) * h / c[n_] + 0.5)); };
+    std::vector<int>& out = near[p];
+    const auto put = [&] {
+      e[0] = 0;
+      e[n_] = h;
+      for (int d = 1; d < n_; ++d) e[d] = std::clamp(centre(d) + offset[d] * step, e[d - 1], h);
+      for (size_t i = 0; i < out.size(); i += n_ + 1)
+        if (std::equal(e.begin(), e.end(), out.begin() + i)) return;
+      out.insert(out.end(), e.begin(), e.end());
+    };
+    std::fill(offset.begin(), offset.end(), 0);
+    put();
+    for (int d = 0; d <= n_; ++d) e[d] = d > model_.root() ? h : 0;
+    out.insert(out.end(), e.begin(), e.end());
+    if (n_ <= 4) {
+      std::fill(offset.begin() + 1, offset.end() - 1, -reach);
+      for (int d = 0; d < n_;) {
+        put();
+        for (d = 1; d < n_ && offset[d] == reach; ++d) offset[d] = -reach;
+        if (d < n_) ++offset[d];
+      }
+    } else {
+      for (int i = 0; i < kWindow; ++i) {
+        // a few providers hand rows over: a run of cuts moves together
+        std::fill(offset.begin(), offset.end(), 0);
+        for (int t = below(2); t >= 0; --t) {
+          const int a = 1 + below(n_ - 1), b = a + (below(2) ? 0 : below(n_ - a)), by = below(2) ? 1 : -1;
+          for (int d = a; d <= b; ++d) offset[d] += by;
+        }
+        put();
+      }
+    }
+  }
+  const SpatialPlan found = spatial_pareto(model_, near, best_.latency, kFront, model_.work + kWindowWork);
+  if (found.bounds.empty()) return false;
+  s.bounds = found.bounds;
+  s.cuts = found.cuts;
+  build(s);
+  if (s.latency < best_.latency) keep(s);
+  return true;
+}
+
 void SpatialSearch::kick(State& s) {
   const int times = 1 + below(3);
   trial_ = s.cuts;
@@ -259,22 +314,27 @@ void SpatialSearch::kick(State& s) {
 
 bool SpatialSearch::run(int64_t work) {
   limit_ = model_.work + work;
-  if (n_ == 1 || queue_.empty() || model_.links().rates.empty()) return false;
+  if (n_ == 1 || queue_.empty()) return false;
   while (!spent()) {
     if (next_ < queue_.size()) {
       State& s = queue_[next_];
       descend(s, kCoarse);
-      if (next_ == 0 || s.score < home_.score) home_ = s;
+      if (next_ == 0 || s.latency < home_.latency) home_ = s;
       ++next_;
+    } else if (share_ * model_.height(model_.cut_points()[1]) >= 0.5) {
+      if (!window(home_, share_)) share_ *= 0.5;
     } else if (!polished_) {
       polished_ = !repartition(home_) && !spent();
     } else {
       State s = home_;
       kick(s);
       descend(s, kFine);
-      while (!spent() && s.score < home_.score && repartition(s)) {
+      if (s.latency < kNear * home_.latency) window(s, kFine / (1 + below(8)));
+      if (s.latency < home_.latency) {
+        home_ = std::move(s);
+        share_ = kFine;
+        polished_ = false;
       }
-      if (s.score < home_.score) home_ = std::move(s);
     }
   }
   return true;

@@ -34,7 +34,8 @@ class SpatialSearch {
   double weight_ = 0.02;  // of the mean finish beside the last one: leads over plateaus where several providers end together
   std::vector<State> queue_;
   size_t next_ = 0;
-  bool polished_ = false, idle_ = false;
+  bool polished_ = false;
+  double share_ = 0.06;  // of the rows: the step of the next window
   State home_;
   SpatialPlan best_;
   std::vector<int> trial_;
@@ -53,12 +54,34 @@ class SpatialSearch {
   bool sweep(State& s, double share);
   void descend(State& s, double share);
   bool repartition(State& s);
+  bool window(State& s, double share);
   void kick(State& s);
   void add_beam();
 };
 
-// The optimum over all partitions and all cut vectors, by dynamic programming over volumes with Pareto sets of finish times; exact
-// because the recursion is monotone in them. Empty when more than `max_steps` volume steps would be needed. `bound`: a latency already had.
+// A lower bound of T_end from the finish times at a bound, over every way to go on.
+struct SpatialBound {
+  explicit SpatialBound(const SpatialModel& model);
+  double at(int bound, const double* finish) const {
+    double spent = left[bound], latest = 0;
+    for (size_t d = 0; d < weight.size(); ++d) {
+      spent += weight[d] * finish[d];
+      latest = finish[d] > latest ? finish[d] : latest;
+    }
+    const double fluid = (spent / total) * (1 - 1e-12);  // rounding may not cut off the optimum
+    return (fluid > latest ? fluid : latest) + tail;
+  }
+  std::vector<double> left, weight;
+  double total = 0, tail = 0;
+};
+
+// The best plan over all partitions with cut vectors from `cuts` ([cut point][vectors][N + 1]), by dynamic programming over volumes with
+// Pareto sets of at most `cap` finish times per vector; only plans below `bound` are looked for, and nothing more once model.work reaches
+// `limit`. Bounds stay empty when there is none.
+SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vector<int>>& cuts, double bound, size_t cap, int64_t limit);
+
+// The optimum over all partitions and all cut vectors: exact because the recursion is monotone in the finish times. Empty when more than
+// `max_steps` units of work would be needed. `bound`: a latency already had.
 std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound, int64_t max_steps);
 
 }  // namespace fastee::plan
