@@ -21,6 +21,11 @@ def eager(z):
     return label[:, 0], top[:, 0], top[:, 0] - top[:, 1], -(p * logp).sum(-1), z.logsumexp(-1)
 
 
+def ours_as_tensors(z):
+    """A result makes its tensors on first access: all five are made here, as torch makes them."""
+    return fastee.ops.row_stats(z)[:5]
+
+
 def cases(ctx: Context) -> Iterator[Group]:
     for B, C in SHAPES[ctx.shapes]:
         base = 2 * torch.randn(B, C, generator=torch.Generator().manual_seed(ctx.seed))
@@ -29,7 +34,7 @@ def cases(ctx: Context) -> Iterator[Group]:
         if not torch.allclose(ours.entropy, theirs[3], atol=1e-3):
             raise RuntimeError(f"{B}x{C}: fastee and torch disagree on the entropy")
         providers = [
-            Case("fastee", fastee.ops.row_stats, inputs, note=fastee.explain("row_stats", base).chosen),
+            Case("fastee", ours_as_tensors, inputs, note=fastee.explain("row_stats", base).chosen),
             Case("torch", eager, inputs, note="eager, all five statistics"),
         ]
         if not ctx.quick and ctx.shapes == "small":

@@ -246,7 +246,10 @@ cdef class Stats:
         except ValueError:
             raise AttributeError(f"row statistics have {', '.join(STATS)}, not {name!r}") from None
 
-    def __getitem__(self, Py_ssize_t i):
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return tuple(self)[at]
+        cdef Py_ssize_t i = at
         if i < 0:
             i += 6
         if i < 0 or i > 5:
