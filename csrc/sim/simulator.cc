@@ -29,7 +29,7 @@ const World& checked(const World& world, size_t schedulers) {
 
 Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
     : world(checked(w, schedulers.size())), nodes_(w.nodes), links_(w.links.size()), medium_free_(w.media.size(), 0),
-      place_(static_cast<size_t>(w.nodes) * w.nodes, -1), observers_(w.nodes), exits_(w.segments - 1) {
+      place_(static_cast<size_t>(w.nodes) * w.nodes, -1), link_at_(place_.size(), -1), observers_(w.nodes), exits_(w.segments - 1) {
   const size_t tasks = world.arrival.size();
   results.latency.assign(tasks, -1);
   results.wire.assign(tasks, 0);
@@ -63,6 +63,7 @@ Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
   for (size_t i = 0; i < world.links.size(); ++i) {
     const Link& link = world.links[i];
     const int place = place_of(link.source, link.target);
+    link_at_[static_cast<size_t>(link.source) * world.nodes + link.target] = static_cast<int>(i);
     if (place >= 0) nodes_[link.source].link[place] = static_cast<int>(i);
     links_[i].loss = link.loss;
     links_[i].duplicate = link.duplicate;
@@ -149,7 +150,7 @@ void Simulator::handle(const Event& e) {
       const Link& link = world.links[e.a];
       if (state.up || state.epoch != e.b) break;
       const int to = place_of(link.source, link.target);
-      nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, to, false);
+      if (to >= 0) nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, to, false);
       break;
     }
     case EventKind::kTick: {
@@ -703,7 +704,8 @@ void Simulator::fault(const Fault& f) {
       const Link& link = world.links[f.target];
       links_[f.target].up = true;
       ++links_[f.target].epoch;
-      nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, place_of(link.source, link.target), true);
+      const int to = place_of(link.source, link.target);
+      if (to >= 0) nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, to, true);
       break;
     }
     case FaultKind::kLoss:

@@ -123,10 +123,7 @@ class Simulator {
     return totals.now + node.offset + static_cast<int64_t>(static_cast<double>(totals.now) * node.drift / 1e6);
   }
   int place_of(int observer, int node) const { return place_[static_cast<size_t>(observer) * world.nodes + node]; }
-  int link_between(int from, int to) const {
-    const int place = place_of(from, to);
-    return place < 0 ? -1 : nodes_[from].link[place];
-  }
+  int link_between(int from, int to) const { return link_at_[static_cast<size_t>(from) * world.nodes + to]; }
   uint32_t new_work();
   void free_work(uint32_t work);
   void write(What what, int64_t task, int64_t attempt, int64_t node, int64_t a, int64_t b) {
@@ -138,6 +135,7 @@ class Simulator {
   std::vector<LinkState> links_;
   std::vector<int64_t> medium_free_;
   std::vector<int16_t> place_;  // [N, N] the column of a node in another one's scheduler, -1
+  std::vector<int> link_at_;    // [N, N] index of a link, -1
   std::vector<std::vector<Observer>> observers_;
   std::vector<Work> works_;
   std::vector<uint8_t> attempt_;  // [T] current attempt

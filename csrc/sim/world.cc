@@ -78,11 +78,6 @@ void World::check() const {
     check_int("link delay", l.delay, 0, kYear);
     check_number("link loss", l.loss, 0.0, 1.0);
     check_number("link duplicate", l.duplicate, 0.0, 1.0);
-    for (const auto& [a, b] : {std::pair(l.source, l.target), std::pair(l.target, l.source)}) {
-      bool known = false;
-      for (int member : members[a]) known |= member == b;
-      if (!known) fail("members of node " + std::to_string(a) + " must hold node " + std::to_string(b) + ", to or from which it has a link");
-    }
   }
   check_ints("home", home, n, 0, nodes - 1);
   int64_t last = 0;
