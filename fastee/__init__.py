@@ -22,13 +22,14 @@ _PUBLIC = {
     "Profile": "fastee.scheduling",
     "QoS": "fastee.scheduling",
     "Scheduler": "fastee.scheduling",
+    "simulate": "fastee.simulation",
     "local_cluster": "fastee.cluster",
     "Cluster": "fastee.cluster",
     "explain": "fastee.dispatch",
     "doctor": "fastee.dispatch",
     "FasteeError": "fastee.errors",
 }
-_ROOMS = ("ops", "reference", "nn", "training", "calibration", "scheduling", "cluster", "data", "report", "testing", "dispatch", "native", "errors")
+_ROOMS = ("ops", "reference", "nn", "training", "calibration", "scheduling", "simulation", "cluster", "data", "report", "testing", "dispatch", "native", "errors")
 
 __all__ = [*_PUBLIC, "ops", "calibration", "__version__"]
 
