@@ -135,6 +135,40 @@ def explain(
         typer.echo(str(found))
 
 
+@app.command()
+def sim(
+    spec: Annotated[Path, typer.Argument(help="A SPEC.toml; examples/sim has some.", exists=True, dir_okay=False, readable=True)],
+    policy: Annotated[list[str] | None, typer.Option("--policy", help="Instead of the spec's own; may be repeated to compare.")] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Instead of the spec's own number.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the spec's own.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON lines on stdout; the rest goes to stderr.")] = False,
+    log: Annotated[Path | None, typer.Option("--log", help="Write the event log as JSON lines to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write PNG plots into this folder.")] = None,
+) -> None:
+    """Simulate a cluster: the live schedulers on a virtual clock, with links, bursts and faults from SPEC.toml."""
+    from fastee.cli.sim import run, write_plots
+    from fastee.report.simulation import simulation_table
+
+    if log is not None and policy is not None and len(policy) > 1:
+        raise typer.BadParameter("a log holds one run, give one --policy", param_hint="--log")
+    console = Console(stderr=json_, highlight=False, width=None if sys.stdout.isatty() else 150)
+    results = run(console, spec, policy or [], tasks, seed, log is not None)
+    first = results[0]
+    console.print(simulation_table(results, f"{spec.name}: {len(first.outcome):,} tasks on {len(first.nodes)} nodes, {first.totals['now'] * 1e-9:,.1f} s of virtual time"))
+    events = sum(r.totals["events"] for r in results)
+    wall = sum(r.wall for r in results)
+    console.print(f"{events:,} events in {wall:.2f} s ({events / max(wall, 1e-9) / 1e6:.2f} million a second); every task ended exactly once", style="dim")
+    if log is not None:
+        first.save_log(log)
+        console.print(f"Log: {log}", soft_wrap=True)
+    if plot is not None:
+        for path in write_plots(results, plot):
+            console.print(f"Plot: {path}", soft_wrap=True)
+    if json_:
+        for result in results:
+            typer.echo(json.dumps(result.summary()))
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     app(prog_name="fastee")
