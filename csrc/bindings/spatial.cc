@@ -130,12 +130,12 @@ void bind_spatial(py::module_& m) {
            },
            py::arg("bound"), py::arg("max_steps"));
   py::class_<SpatialSearch>(m, "SpatialSearch")
-      .def(py::init([](const SpatialModel& model, const std::vector<std::pair<Ints, Ints>>& starts, uint64_t seed, bool beam) {
+      .def(py::init([](const SpatialModel& model, const std::vector<std::pair<Ints, Ints>>& starts, uint64_t seed, bool beam, int64_t window) {
              std::vector<SpatialPlan> plans;
              for (const auto& s : starts) plans.push_back(plan_of(s));
-             return std::make_unique<SpatialSearch>(model, plans, seed, beam);
+             return std::make_unique<SpatialSearch>(model, plans, seed, beam, window);
            }),
-           py::arg("model"), py::arg("starts"), py::arg("seed"), py::arg("beam"), py::keep_alive<1, 2>())
+           py::arg("model"), py::arg("starts"), py::arg("seed"), py::arg("beam"), py::arg("window"), py::keep_alive<1, 2>())
       .def("run", &SpatialSearch::run, py::arg("work"))
       .def_property_readonly("tried", &SpatialSearch::tried)
       .def("best", [](const SpatialSearch& self) { return tuple_of(self.best()); });

@@ -11,9 +11,8 @@ constexpr int kBeam = 6;           // states kept per bound
 constexpr int kDescents = 4;       // starts that are descended from
 constexpr double kCoarse = 0.125;  // of the rows: the first step of a descent from a start
 constexpr double kFine = 0.04;     // after a change of the partition
-constexpr int kWindow = 24;        // cut vectors per bound in a window, for more than 4 providers
+constexpr int kWindow = 16;        // cut vectors per bound in a window, for more than 4 providers
 constexpr size_t kFront = 6;       // finish times per cut vector in a window
-constexpr int64_t kWindowWork = 1'000'000;
 constexpr double kNear = 1.10;     // a changed partition this much worse may still win after its own descent
 
 // Cuts of `rows` rows in proportion to weights; every prefix rounded on its own, so errors do not add up.
@@ -30,8 +29,8 @@ void proportional(int rows, const std::vector<double>& weights, int* cuts) {
 
 }  // namespace
 
-SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam)
-    : model_(model), n_(model.providers()), random_(seed * 2 + 1) {
+SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam, int64_t window)
+    : model_(model), n_(model.providers()), random_(seed * 2 + 1), window_(window) {
   for (const SpatialPlan& p : starts) {
     State s;
     s.bounds = p.bounds;
@@ -232,7 +231,13 @@ bool SpatialSearch::window(State& s, double share) {
   std::vector<std::vector<int>> near(points.size());
   const int reach = n_ == 2 ? 16 : n_ == 3 ? 2 : 1;
   std::vector<int> e(n_ + 1), offset(n_ + 1);
+  // Work grows with the square of bounds x vectors: where all cut points are too many, those in use and some others.
+  const double vectors = 1 + (n_ <= 4 ? std::pow(2 * reach + 1, n_ - 1) : kWindow);
+  const double most = std::sqrt(2.0 * static_cast<double>(window_) / (vectors * vectors * n_));
+  const int others = static_cast<int>(points.size() - s.bounds.size());
+  const double share_of_others = others > 0 ? (most - static_cast<double>(s.bounds.size())) / others : 1.0;
   for (size_t p = 1; p < points.size(); ++p) {
+    if (!std::binary_search(s.bounds.begin(), s.bounds.end(), points[p]) && below(1000) >= 1000 * share_of_others) continue;
     const int h = model_.height(points[p]), step = std::max(1, static_cast<int>(h * share + 0.5));
     const size_t j = std::lower_bound(s.bounds.begin() + 1, s.bounds.end(), points[p]) - s.bounds.begin() - 1;
     const int* c = s.cuts.data() + j * (n_ + 1);
@@ -269,7 +274,7 @@ bool SpatialSearch::window(State& s, double share) {
       }
     }
   }
-  const SpatialPlan found = spatial_pareto(model_, near, best_.latency, kFront, model_.work + kWindowWork);
+  const SpatialPlan found = spatial_pareto(model_, near, best_.latency, kFront, model_.work + 5 * window_);
   if (found.bounds.empty()) return false;
   s.bounds = found.bounds;
   s.cuts = found.cuts;
@@ -359,7 +364,7 @@ void SpatialSearch::add_beam() {
     for (size_t k = 0; k < order.size(); ++k) {
       by_cost[order[k]] = 1.0 / cost[order[k]];
       equal[order[k]] = 1.0;
-      if (k > 8 && k % 2 == 0 && k + 1 < order.size()) continue;
+      if (k + 1 < order.size() && ((k >= 4 && k % 2 == 0) || (k >= 8 && k % 4 != 3))) continue;  // 1..4, 6, 8, 12, 16 ... and all
       for (const auto& weights : {by_cost, equal})
         if (std::find(family.begin(), family.end(), weights) == family.end()) family.push_back(weights);
     }

@@ -10,8 +10,8 @@ namespace fastee::plan {
 
 class SpatialSearch {
  public:
-  // Starts are plans for this model; those that cannot run are left aside.
-  SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam);
+  // Starts are plans for this model; those that cannot run are left aside. `window`: work that one window may take, about.
+  SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam, int64_t window);
 
   // Goes on for about `work` units (see SpatialModel::work); false when nothing is left to try.
   bool run(int64_t work);
@@ -30,7 +30,7 @@ class SpatialSearch {
   const SpatialModel& model_;
   const int n_;
   uint64_t random_;
-  int64_t limit_ = 0, tried_ = 0;
+  int64_t limit_ = 0, tried_ = 0, window_ = 0;
   double weight_ = 0.02;  // of the mean finish beside the last one: leads over plateaus where several providers end together
   std::vector<State> queue_;
   size_t next_ = 0;

@@ -86,10 +86,9 @@ def coedge(p):
     halo = sum(8.0 * p.net.row_bytes(a) * sum(max(0, x.kernel - x.stride) for x in p.net.layers[a:b]) for a, b in pairs[1:])
     fixed, slope = [math.inf] * p.providers, [math.inf] * p.providers
     for d in usable:
-        least = [p.seconds(d, a, b, 1) for a, b in pairs]
-        full = [p.seconds(d, a, b, p.net.height(b)) for a, b in pairs]
-        fixed[d] = sum(least) + halo / p.rates[d]
-        slope[d] = max(1e-12, sum(full) - sum(least) + moved / p.rates[d])
+        least, full = p.compute_range[d]
+        fixed[d] = least + halo / p.rates[d]
+        slope[d] = max(1e-12, full - least + moved / p.rates[d])
     return _same(p, volumes, water_fill(fixed, slope))
 
 

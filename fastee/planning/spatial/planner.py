@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from fastee.planning.spatial.plan import SpatialPlan
 
 METHODS = ("search", "exact", "osds", "cross_entropy", *baselines.BASELINES)
 MAX_PROVIDERS = 256
-EFFORT, WARM_EFFORT = 3_000_000, 300_000  # layers and providers visited; about 10 ns each
-_CHUNK = 100_000  # between two looks at the clock
+EFFORT, WARM_EFFORT = 3_000_000, 200_000  # layers and providers visited; about 10 ns each
+_CHUNK = 50_000  # between two looks at the clock
+_WINDOW, _WARM_WINDOW = 400_000, 60_000  # of the effort, for one window of the search
 _EXACT_STEPS = 200_000_000
 
 
@@ -102,6 +104,13 @@ class SpatialPlanner:
     def latency(self, volumes: Sequence[int], splits: Sequence[Sequence[int]]) -> float:
         """Seconds of a plan under the recursion of the latency model; +inf when it cannot run, `ValueError` when it is none."""
         return self.model.latency(volumes, [e for cuts in splits for e in cuts])
+
+    @cached_property
+    def compute_range(self) -> list[tuple[float, float]]:
+        """Per provider: seconds of all layers at one row each, and at all rows, layer by layer; no link matters."""
+        pairs = list(zip(self.net.cut_points, self.net.cut_points[1:], strict=False))
+        total = lambda d, rows: sum(self.seconds(d, a, b, rows or self.net.height(b)) for a, b in pairs)
+        return [(total(d, 1), total(d, 0)) for d in range(self.providers)]
 
     def seconds(self, provider: int, begin: int, end: int, rows: int) -> float:
         """Seconds of the first `rows` output rows of a volume on a provider."""
@@ -197,9 +206,10 @@ class SpatialPlanner:
 
     def _search(self, found: dict[str, tuple], effort: int, until: float | None, seed: int, beam: bool) -> tuple:
         starts = [(list(volumes), [e for cuts in splits for e in cuts]) for volumes, splits in found.values()]
-        search = _native.core.SpatialSearch(self.model, starts, seed, beam)
-        while effort > 0 and (until is None or time.perf_counter() < until) and search.run(min(effort, _CHUNK)):
-            effort -= _CHUNK
+        search = _native.core.SpatialSearch(self.model, starts, seed, beam, _WINDOW if beam else _WARM_WINDOW)
+        stop = self.model.work + effort
+        while self.model.work < stop and (until is None or time.perf_counter() < until) and search.run(min(stop - self.model.work, _CHUNK)):
+            pass
         volumes, cuts, _ = search.best()
         n = self.providers + 1
         return tuple(volumes), [cuts[i : i + n] for i in range(0, len(cuts), n)]
