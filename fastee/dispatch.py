@@ -25,17 +25,20 @@ ASKED = os.environ.get("FASTEE_BACKEND") or "auto"  # read once: the direct call
 ABSENT = {
     "cuda": "not part of this build",
     "triton": "not part of this build",
-    "numba": "not part of this build",
 }
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op: `run` takes the op's checked arguments, `declines` says why it will not (None = it will)."""
+    """One implementation of an op: `run` takes the op's checked arguments.
+
+    `declines` says why it cannot (None = it can). `yields` says why an automatic choice passes it over although it can.
+    """
 
     name: str
     run: Callable[..., Any]
     declines: Callable[..., str | None] = lambda *args, **kwargs: None
+    yields: Callable[..., str | None] = lambda *args, **kwargs: None
 
 
 @dataclass
@@ -95,7 +98,7 @@ def choose(op: Op, args: tuple, kwargs: dict, backend: str | None = None) -> Bac
             source = "backend=" if backend is not None else "FASTEE_BACKEND="
             raise BackendUnavailable(f"{op.name}: {source}{asked!r} cannot run: {why}")
         return here[asked]
-    return next(b for b in op.backends if b.declines(*args, **kwargs) is None)
+    return next(b for b in op.backends if b.declines(*args, **kwargs) is None and b.yields(*args, **kwargs) is None)
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
@@ -104,7 +107,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     Raises `ValueError` for an unknown op, and what the op itself raises for bad arguments.
 
     >>> import torch, fastee
-    >>> fastee.explain("compact", torch.tensor([True, False])).chosen in ("cpu", "reference")
+    >>> fastee.explain("compact", torch.tensor([True, False])).chosen in ("cpu", "numba", "reference")
     True
     """
     importlib.import_module("fastee.ops")
@@ -115,7 +118,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     checked, options = spec.check(*args, **kwargs)
     reasons = _reasons(spec, checked, options)
     chosen = choose(spec, checked, options, backend).name
-    rows = [(n, "chosen" if n == chosen else why or "able, but a better one is chosen") for n, why in reasons.items()]
+    passed = {b.name: f"able, but passed over: {why}" for b in spec.backends if reasons[b.name] is None and (why := b.yields(*checked, **options))}
+    rows = [(n, "chosen" if n == chosen else why or passed.get(n, "able, but a better one is chosen")) for n, why in reasons.items()]
     return Explanation(op, chosen, native.isa(), rows)
 
 

@@ -11,6 +11,11 @@ def missing() -> str | None:
     return None if native.hot is not None else f"libfastee is not loaded ({native.reason.get('_hot')}): {native.REPAIR}"
 
 
+def elsewhere(x: Tensor) -> str | None:
+    """Decline a tensor that is not in this machine's memory; its dtype does not matter."""
+    return f"tensor on {x.device}" if x.device.type != "cpu" else missing()
+
+
 def plain(*tensors: Tensor | None) -> str | None:
     """Decline what is not a plain fp32 tensor in this machine's memory."""
     for t in tensors:

@@ -10,22 +10,29 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 from .results import ExitHeadResult, ExitStepResult
 
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
 OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
 
 
-def cpu_declines(x, weight, bias, pool, norm, measure, threshold, temperature, mask) -> str | None:
+def layout(x, weight, bias, pool, norm, measure, threshold, temperature, mask) -> str | None:
     parts = (norm.weight, norm.bias) if norm else ()
     return (
-        _cpu.plain(x, weight, bias, *parts)
-        or _cpu.pooled(x, pool)
+        _cpu.pooled(x, pool)
         or _cpu.contiguous_rows("weight", weight)
         or next((f"{n} is not contiguous" for n, t in zip(("bias", "norm.weight", "norm.bias"), (bias, *parts), strict=False)
                  if t is not None and not t.is_contiguous()), None)
     )  # fmt: skip
+
+
+def cpu_declines(x, weight, bias, pool, norm, *rule) -> str | None:
+    return _cpu.plain(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
+
+
+def numba_declines(x, weight, bias, pool, norm, *rule) -> str | None:
+    return _numba.plain(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
 
 
 def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
@@ -41,6 +48,19 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
             raise RuntimeError(f"{name}: libfastee refused the call: {native.hot.last_error()}")
         return result
 
+    def run_numba(x, weight, bias, pool, norm, measure, threshold, temperature, mask):
+        (rows, classes), kind = (x.shape[0], weight.shape[0]), norm or _numba.NO_NORM
+        label, stats = _numba.stats_memory(rows)
+        confidence, exits, logits = torch.empty(rows), torch.empty(rows, dtype=torch.bool), torch.empty(rows, classes)
+        index = torch.empty(rows if step else 0, dtype=torch.int64)
+        count = _numba.kernel("exit_head")(
+            *_numba.activation(x, pool), _numba.flags(mask), _numba.NORMS[kind.kind], _numba.flat(kind.weight), _numba.flat(kind.bias), kind.eps,
+            _numba.flat(weight), classes, weight.stride(0), _numba.flat(bias), _numba.MEASURES.index(measure), threshold, temperature,
+            label.numpy(), confidence.numpy(), stats.numpy().reshape(-1), exits.numpy().view("u1"), logits.numpy().reshape(-1), index.numpy(),
+        )  # fmt: skip
+        head = (label, confidence, exits, RowStats(label, *stats))
+        return ExitStepResult(*head, index, count, logits) if step else ExitHeadResult(*head, logits)
+
     def run_reference(*args):
         r = (reference.exit_step if step else reference.exit_head)(*args)
         stats = RowStats(r.stats.label, *(s.float() for s in r.stats[1:5]))
@@ -49,7 +69,11 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         count = int(r.count) if r.count.device.type == "cpu" and not is_compiling() else r.count
         return ExitStepResult(r.label, r.confidence.float(), r.exits, stats, r.index, count, r.logits)
 
-    backends = (dispatch.Backend("cpu", run_cpu, cpu_declines), dispatch.Backend("reference", run_reference))
+    backends = (
+        dispatch.Backend("cpu", run_cpu, cpu_declines),
+        dispatch.Backend("numba", run_numba, numba_declines, lambda x, w, *rest: _numba.not_ready("exit_head") or _numba.large_product(x.shape[0], w)),
+        dispatch.Backend("reference", run_reference),
+    )
     op = dispatch.register(dispatch.Op(name, backends, check))
 
     def flat(x, weight, bias, pool, norm, norm_weight, norm_bias, eps, measure, threshold, temperature, mask):

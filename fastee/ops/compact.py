@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 from .results import CompactResult
 
 
@@ -19,19 +19,26 @@ def _run_cpu(mask):
     return CompactResult(index, native.hot.compact(mask.view(torch.uint8), index))
 
 
+def _run_numba(mask):
+    index = torch.empty(mask.shape[0], dtype=torch.int64)
+    return CompactResult(index, _numba.kernel("compact")(_numba.flat(mask, torch.uint8), mask.shape[0], mask.stride(0), index.numpy()))
+
+
 def _run_reference(mask):
     index, count = reference.compact(mask)
     return CompactResult(index, int(count) if count.device.type == "cpu" else count)
 
 
-def _declines(mask):
-    if mask.device.type != "cpu":
-        return f"tensor on {mask.device}"
-    return _cpu.missing()
-
-
 _op = dispatch.register(
-    dispatch.Op("compact", (dispatch.Backend("cpu", _run_cpu, _declines), dispatch.Backend("reference", _run_reference)), _check_args)
+    dispatch.Op(
+        "compact",
+        (
+            dispatch.Backend("cpu", _run_cpu, _cpu.elsewhere),
+            dispatch.Backend("numba", _run_numba, _numba.elsewhere, lambda mask: _numba.not_ready("compact")),
+            dispatch.Backend("reference", _run_reference),
+        ),
+        _check_args,
+    )
 )
 
 

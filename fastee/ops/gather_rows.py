@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 
 
 def _index(op: str, index) -> Tensor:
@@ -40,12 +40,10 @@ def _check_scatter(out, index, rows):
     return (out, index, rows), {}
 
 
-def _cpu_gather_declines(x, index):
-    if x.device.type != "cpu":
-        return f"tensor on {x.device}"
+def _gather_layout(x, index):
     if x.requires_grad and torch.is_grad_enabled():
         return "x requires grad"
-    return _cpu.missing() or _cpu.contiguous_rows("x", x) or (None if index.is_contiguous() else "index is not contiguous")
+    return _cpu.contiguous_rows("x", x) or (None if index.is_contiguous() else "index is not contiguous")
 
 
 def _run_gather(x, index):
@@ -54,22 +52,42 @@ def _run_gather(x, index):
     return out
 
 
+def _out_of_range(op: str, rows: int, index: Tensor, bad: int) -> None:
+    if bad >= 0:
+        raise ValueError(f"{op}: index must lie in [0, {rows}), got {int(index[bad])}")
+
+
+def _numba_gather(x, index):
+    out, row = x.new_empty(index.shape[0], *x.shape[1:]), x.shape[1:].numel() * x.element_size()
+    stride = x.stride(0) * x.element_size()
+    bad = _numba.kernel("gather_rows")(_numba.flat(x, torch.uint8), x.shape[0], row, stride, index.numpy(), _numba.flat(out, torch.uint8))
+    _out_of_range("gather_rows", x.shape[0], index, bad)
+    return out
+
+
 def _reference_gather(x, index):
     _in_range("gather_rows", index, x.shape[0])
     return reference.gather_rows(x, index)
 
 
-def _cpu_scatter_declines(out, index, rows):
-    if out.device.type != "cpu":
-        return f"tensor on {out.device}"
+def _scatter_layout(out, index, rows):
     if (out.requires_grad or rows.requires_grad) and torch.is_grad_enabled():
         return "a tensor requires grad"
-    why = _cpu.missing() or _cpu.contiguous_rows("out", out) or _cpu.contiguous_rows("rows", rows)
+    why = _cpu.contiguous_rows("out", out) or _cpu.contiguous_rows("rows", rows)
     return why or (None if index.is_contiguous() else "index is not contiguous")
 
 
 def _run_scatter(out, index, rows):
     native.hot.scatter_rows(out.detach(), index, rows.detach())
+    return out
+
+
+def _numba_scatter(out, index, rows):
+    size, row = out.element_size(), out.shape[1:].numel() * out.element_size()
+    bad = _numba.kernel("gather_rows", "scatter_rows")(
+        _numba.flat(out, torch.uint8), out.shape[0], row, out.stride(0) * size, index.numpy(), _numba.flat(rows, torch.uint8), rows.stride(0) * size
+    )
+    _out_of_range("scatter_rows", out.shape[0], index, bad)
     return out
 
 
@@ -80,13 +98,25 @@ def _reference_scatter(out, index, rows):
 
 _gather = dispatch.register(
     dispatch.Op(
-        "gather_rows", (dispatch.Backend("cpu", _run_gather, _cpu_gather_declines), dispatch.Backend("reference", _reference_gather)), _check_gather
+        "gather_rows",
+        (
+            dispatch.Backend("cpu", _run_gather, lambda x, i: _cpu.elsewhere(x) or _gather_layout(x, i)),
+            dispatch.Backend("numba", _numba_gather, lambda x, i: _numba.elsewhere(x) or _gather_layout(x, i), lambda x, i: _numba.SLOW_MOVES),
+            dispatch.Backend("reference", _reference_gather),
+        ),
+        _check_gather,
     )
 )
 _scatter = dispatch.register(
     dispatch.Op(
         "scatter_rows",
-        (dispatch.Backend("cpu", _run_scatter, _cpu_scatter_declines), dispatch.Backend("reference", _reference_scatter)),
+        (
+            dispatch.Backend("cpu", _run_scatter, lambda out, i, rows: _cpu.elsewhere(out) or _scatter_layout(out, i, rows)),
+            dispatch.Backend(
+                "numba", _numba_scatter, lambda out, i, rows: _numba.elsewhere(out) or _scatter_layout(out, i, rows), lambda out, i, rows: _numba.SLOW_MOVES
+            ),
+            dispatch.Backend("reference", _reference_scatter),
+        ),
         _check_scatter,
     )
 )

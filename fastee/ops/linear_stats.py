@@ -7,7 +7,7 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import RowStats
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 from .row_stats import fake_stats, flat_stats
 
 
@@ -25,17 +25,39 @@ def _run_cpu(*args):
     return native.hot.linear_stats(*args)
 
 
-def _cpu_declines(x, weight, bias, temperature, second_moment):
+def _run_numba(x, weight, bias, temperature, second_moment):
+    (rows, features), classes = x.shape, weight.shape[0]
+    label, stats = _numba.stats_memory(rows, second_moment)
+    _numba.kernel("linear_stats")(
+        _numba.flat(x), rows, features, x.stride(0), _numba.flat(weight), classes, weight.stride(0), _numba.flat(bias),
+        temperature, second_moment, label.numpy(), stats.numpy().reshape(-1),
+    )  # fmt: skip
+    return RowStats(label, *stats)
+
+
+def _layout(x, weight, bias):
     return (
-        _cpu.plain(x, weight, bias)
-        or _cpu.contiguous_rows("x", x)
+        _cpu.contiguous_rows("x", x)
         or _cpu.contiguous_rows("weight", weight)
         or (None if bias is None or bias.is_contiguous() else "bias is not contiguous")
     )
 
 
 _op = dispatch.register(
-    dispatch.Op("linear_stats", (dispatch.Backend("cpu", _run_cpu, _cpu_declines), dispatch.Backend("reference", _run_reference)), _check_args)
+    dispatch.Op(
+        "linear_stats",
+        (
+            dispatch.Backend("cpu", _run_cpu, lambda x, w, b, t, m: _cpu.plain(x, w, b) or _layout(x, w, b)),
+            dispatch.Backend(
+                "numba",
+                _run_numba,
+                lambda x, w, b, t, m: _numba.plain(x, w, b) or _layout(x, w, b),
+                lambda x, w, b, t, m: _numba.not_ready("linear_stats") or _numba.large_product(x.shape[0], w),
+            ),
+            dispatch.Backend("reference", _run_reference),
+        ),
+        _check_args,
+    )
 )
 _library.define(
     "linear_stats(Tensor x, Tensor weight, Tensor? bias, float temperature, bool second_moment) "

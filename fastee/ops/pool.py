@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 
 
 def _check_args(x, kind="mean", mask=None):
@@ -28,6 +28,13 @@ def _run_cpu(x, kind, mask):
     return out
 
 
+def _run_numba(x, kind, mask):
+    memory = _numba.activation(x, kind)
+    out = torch.empty(memory[1], memory[2])
+    _numba.kernel("pool")(*memory, _numba.flags(mask), out.numpy().reshape(-1))
+    return out
+
+
 def _run_reference(x, kind, mask):
     out = reference.pool(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, kind, mask)
     return out.clone() if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() else out
@@ -38,6 +45,9 @@ _op = dispatch.register(
         "pool",
         (
             dispatch.Backend("cpu", _run_cpu, lambda x, kind, mask: _cpu.plain(x) or _cpu.pooled(x, kind)),
+            dispatch.Backend(
+                "numba", _run_numba, lambda x, kind, mask: _numba.plain(x) or _cpu.pooled(x, kind), lambda x, kind, mask: _numba.not_ready("pool")
+            ),
             dispatch.Backend("reference", _run_reference),
         ),
         _check_args,

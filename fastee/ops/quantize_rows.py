@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 from .results import QuantizedRows
 
 FORMATS = ("int8",)
@@ -56,11 +56,32 @@ def _run_dequantize(data, scale, group):
     return out
 
 
+def _numba_quantize(x, format, group):
+    data, scale, row = torch.empty(x.shape, dtype=torch.int8), _scales(x, group), x.shape[1:].numel()
+    _numba.kernel("quantize_rows", "quantize_int8")(_numba.flat(x), x.shape[0], row, x.stride(0), group or row, _numba.flat(data), _numba.flat(scale))
+    return QuantizedRows(data, scale, format, group)
+
+
+def _numba_dequantize(data, scale, group):
+    out, row = torch.empty(data.shape, dtype=torch.float32), data.shape[1:].numel()
+    _numba.kernel("quantize_rows", "dequantize_int8")(
+        _numba.flat(data), data.shape[0], row, data.stride(0), group or row, _numba.flat(scale), _numba.flat(out)
+    )
+    return out
+
+
+def _numba_dequantize_declines(data, scale, group):
+    return _numba.elsewhere(data) or _cpu.contiguous_rows("data", data) or (None if scale.is_contiguous() else "scale is not contiguous")
+
+
 _quantize = dispatch.register(
     dispatch.Op(
         "quantize_rows",
         (
             dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.plain(x) or _cpu.contiguous_rows("x", x)),
+            dispatch.Backend(
+                "numba", _numba_quantize, lambda x, f, g: _numba.plain(x) or _cpu.contiguous_rows("x", x), lambda x, f, g: _numba.not_ready("quantize_rows")
+            ),
             dispatch.Backend("reference", lambda x, f, g: QuantizedRows(*reference.quantize_rows(x, f, g), f, g)),
         ),
         _check_quantize,
@@ -79,6 +100,7 @@ _dequantize = dispatch.register(
                     else _cpu.missing() or _cpu.contiguous_rows("data", q) or (None if s.is_contiguous() else "scale is not contiguous")
                 ),
             ),
+            dispatch.Backend("numba", _numba_dequantize, _numba_dequantize_declines, lambda q, s, g: _numba.not_ready("quantize_rows")),
             dispatch.Backend("reference", reference.dequantize_rows),
         ),
         _check_dequantize,

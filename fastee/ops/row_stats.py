@@ -7,7 +7,7 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import RowStats
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 
 
 def _check_args(logits, *, temperature=1.0, second_moment=False):
@@ -22,6 +22,15 @@ def _run_reference(logits, temperature, second_moment):
     return RowStats(stats.label, *(s if s is None else s.float() for s in stats[1:]))
 
 
+def _run_numba(logits, temperature, second_moment):
+    rows, classes = logits.shape
+    label, stats = _numba.stats_memory(rows, second_moment)
+    _numba.kernel("row_stats")(
+        _numba.flat(logits), rows, classes, logits.stride(0), temperature, second_moment, label.numpy(), stats.numpy().reshape(-1)
+    )
+    return RowStats(label, *stats)
+
+
 def _run_cpu(logits, temperature, second_moment):
     return native.hot.row_stats(logits, temperature, second_moment)
 
@@ -31,6 +40,9 @@ _op = dispatch.register(
         "row_stats",
         (
             dispatch.Backend("cpu", _run_cpu, lambda z, t, m: _cpu.plain(z) or _cpu.contiguous_rows("logits", z)),
+            dispatch.Backend(
+                "numba", _run_numba, lambda z, t, m: _numba.plain(z) or _cpu.contiguous_rows("logits", z), lambda z, t, m: _numba.not_ready("row_stats")
+            ),
             dispatch.Backend("reference", _run_reference),
         ),
         _check_args,

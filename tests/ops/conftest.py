@@ -1,10 +1,11 @@
-"""One body per op, every way of running it: the reference, and the native kernels on each instruction set of this CPU."""
+"""One body per op, every way of running it: the reference, numba, and the native kernels on each instruction set of this CPU."""
 
 import pytest
 
 from fastee import native
+from fastee.kernels import numba
 
-WAYS = ["reference", *[f"cpu-{isa}" for isa in ("scalar", "avx2", "avx512")]]
+WAYS = ["reference", "numba", *[f"cpu-{isa}" for isa in ("scalar", "emu16", "neon", "avx2", "avx512")]]
 
 
 @pytest.fixture(params=WAYS)
@@ -21,6 +22,8 @@ def way(request):
         yield backend
         native.hot.select_isa(before)
     else:
+        if backend == "numba" and numba.missing():
+            pytest.skip(numba.missing())
         yield backend
 
 

@@ -1,0 +1,93 @@
+"""The numba backend: what it takes, when an automatic choice passes it over, and tensors as the flat buffers that its kernels know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, float32
+
+from fastee.kernels import numba
+from fastee.reference import Norm
+
+NORMS = {"": 0, "layer": 1, "rms": 2, "affine": 3}
+LARGE = 1_000_000
+MEASURES = ("max_prob", "margin", "entropy", "energy")
+NO_NORM = Norm("", None, None, 0.0)
+SLOW_MOVES = "torch moves rows as fast"
+
+
+def plain(*tensors: Tensor | None) -> str | None:
+    """Decline what is not a plain fp32 tensor in this machine's memory."""
+    for t in tensors:
+        if t is not None and t.device.type != "cpu":
+            return f"tensor on {t.device}"
+        if t is not None and t.dtype != float32:
+            return f"dtype {str(t.dtype).removeprefix('torch.')} (this backend computes fp32)"
+    return numba.missing()
+
+
+def kernel(module: str, name: str | None = None) -> Callable:
+    """Return a compiled kernel, compiling it when nobody has yet."""
+    return getattr(numba.load(module), name or module)
+
+
+def not_ready(module: str) -> str | None:
+    """Pass over a kernel whose compilation would hold up the caller for seconds; an explicit ``backend="numba"`` compiles it."""
+    if numba.loaded(module) or numba.on_disk(module):
+        return None
+    return "not compiled on this machine yet (about 10 s, once): run `python -m fastee.kernels.numba`, or ask for backend='numba'"
+
+
+def large_product(rows: int, weight: Tensor) -> str | None:
+    """Pass over a product of rows with classes that torch's matrix library finishes sooner, for all that it costs around it."""
+    work = rows * weight.numel()
+    return f"the product takes {work:,} multiply-adds; above {LARGE:,} torch's matrix library is faster" if work > LARGE else None
+
+
+def flat(t: Tensor | None, dtype: torch.dtype | None = None) -> np.ndarray:
+    """Return the memory that `t` spans as one contiguous array without a copy, seen as `dtype`; empty for None."""
+    if t is None:
+        return EMPTY
+    t = t.detach()
+    if not t.is_contiguous():
+        span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+        t = t.as_strided((span,), (1,))
+    t = t.reshape(-1)
+    return (t if dtype is None else t.view(dtype)).numpy()
+
+
+EMPTY = np.empty(0, np.float32)
+NO_MASK = np.empty(0, np.uint8)
+NO_INDEX = np.empty(0, np.int64)
+
+
+def flags(mask: Tensor | None) -> np.ndarray:
+    """Return a token mask as contiguous bytes; empty for None."""
+    return NO_MASK if mask is None else flat(mask.to(torch.bool).contiguous(), torch.uint8)
+
+
+def activation(x: Tensor, pool: str) -> tuple[np.ndarray, int, int, int, int, int, int]:
+    """Return x as (memory, rows, features, inner, row stride, feature stride, inner stride) under a pool."""
+    if pool in ("cls", "last"):
+        x = x[:, 0 if pool == "cls" else -1]
+    if pool == "mean_tokens":
+        _, inner, features = x.shape
+        strides = (1, features)
+    elif x.dim() == 2:
+        inner, features, strides = 1, x.shape[1], (1, 1)
+    else:
+        features, inner = x.shape[1], x.shape[2:].numel()
+        strides = (inner, 1) if x.numel() == 0 or x[0].is_contiguous() else (1, features)
+    return flat(x), x.shape[0], features, inner, x.stride(0), *strides
+
+
+def elsewhere(x: Tensor, *rest) -> str | None:
+    """Decline a tensor that is not in this machine's memory; its dtype does not matter."""
+    return f"tensor on {x.device}" if x.device.type != "cpu" else numba.missing()
+
+
+def stats_memory(rows: int, second_moment: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the results of row statistics: label int64 [B], and fp32 [4 or 5, B] in the order of `RowStats`."""
+    return torch.empty(rows, dtype=torch.int64), torch.empty(5 if second_moment else 4, rows)
