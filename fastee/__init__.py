@@ -22,6 +22,8 @@ _PUBLIC = {
     "Profile": "fastee.scheduling",
     "QoS": "fastee.scheduling",
     "Scheduler": "fastee.scheduling",
+    "rule": "fastee.scheduling",
+    "policy": "fastee.scheduling",
     "simulate": "fastee.simulation",
     "local_cluster": "fastee.cluster",
     "Cluster": "fastee.cluster",

@@ -18,8 +18,16 @@ class CannotCut(FasteeError, ValueError):
     """The backbone cannot be cut at the asked place; the message names the place and the values that cross it."""
 
 
+class CannotCompile(FasteeError, ValueError):
+    """numba cannot compile a user's rule or policy; the message names the construct and its line."""
+
+
 class NotCalibrated(FasteeError, RuntimeError):
     """An operation needs thresholds, a profile or heads that were never set."""
+
+
+class NoPlan(FasteeError, ValueError):
+    """No plan keeps every limit; the message names the limit and how far it is missed."""
 
 
 class CheckpointMismatch(FasteeError, ValueError):

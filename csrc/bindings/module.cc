@@ -4,8 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -22,8 +25,10 @@ namespace {
 struct Bound {
   std::unique_ptr<Scheduler> core;
   std::vector<PyObject*> answers;  // EXIT, forced EXIT, CONTINUE, REJECT, then OFFLOAD by node and codec; owned
+  py::object from_code;            // makes the others: WAIT
+  py::object keep;                 // the users' compiled functions
 
-  explicit Bound(const Config& config) : core(std::make_unique<Scheduler>(config)) {}
+  Bound(const Config& config, py::object kept) : core(std::make_unique<Scheduler>(config)), keep(std::move(kept)) {}
   ~Bound() { clear(); }
   void clear() {
     for (PyObject* answer : answers) Py_DECREF(answer);
@@ -101,6 +106,13 @@ PyObject* answer_of(const Bound& bound, const Decision& d) {
   size_t i = 3;
   if (d.action == Action::kExit) i = d.forced ? 1 : 0;
   if (d.action == Action::kContinue) i = 2;
+  if (d.action == Action::kWait) {
+    PyObject* arguments[] = {PyLong_FromLongLong(d.code()), PyLong_FromLongLong(bound.core->now())};
+    PyObject* made = arguments[0] && arguments[1] ? PyObject_Vectorcall(bound.from_code.ptr(), arguments, 2, nullptr) : nullptr;
+    Py_XDECREF(arguments[0]);
+    Py_XDECREF(arguments[1]);
+    return made;
+  }
   if (d.action == Action::kOffload) i = 4 + static_cast<size_t>(d.node) * bound.core->model().config.codecs + d.codec;
   PyObject* answer = bound.answers[i];
   Py_INCREF(answer);
@@ -132,17 +144,18 @@ PyObject* call_decide(PyObject* self, PyObject* const* args, Py_ssize_t given, P
 }
 
 PyObject* call_admit(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
-  static constexpr const char* kNames[] = {"now", "deadline", "segment"};
-  PyObject* a[3] = {};
+  static constexpr const char* kNames[] = {"now", "deadline", "segment", "tenant"};
+  PyObject* a[4] = {};
   Bound* bound = bound_of(self);
-  int64_t now, deadline = Scheduler::kDefaultDeadline, segment = 0;
-  if (bound == nullptr || !take_args("admit", kNames, 3, 1, args, given, keywords, a) || !take_int64("admit", "now", a[0], &now)) return nullptr;
+  int64_t now, deadline = Scheduler::kDefaultDeadline, segment = 0, tenant = 0;
+  if (bound == nullptr || !take_args("admit", kNames, 4, 1, args, given, keywords, a) || !take_int64("admit", "now", a[0], &now)) return nullptr;
   if (a[1] != nullptr && a[1] != Py_None) {
     if (!take_int64("admit", "deadline", a[1], &deadline)) return nullptr;
     if (deadline == Scheduler::kDefaultDeadline) ++deadline;  // the least int64 is taken; both are past
   }
   if (a[2] != nullptr && !take_int("admit", "segment", a[2], 0, bound->core->model().exits, &segment)) return nullptr;
-  return PyLong_FromLongLong(bound->core->admit(now, deadline, static_cast<int>(segment)));
+  if (a[3] != nullptr && !take_int("admit", "tenant", a[3], 0, bound->core->model().num_classes() - 1, &tenant)) return nullptr;
+  return PyLong_FromLongLong(bound->core->admit(now, deadline, static_cast<int>(segment), static_cast<int>(tenant)));
 }
 
 PyObject* call_observe(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
@@ -188,13 +201,15 @@ PyObject* call_observe_queue(PyObject* self, PyObject* const* args, Py_ssize_t g
 }
 
 PyObject* call_finish(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
-  static constexpr const char* kNames[] = {"task"};
-  PyObject* a[1] = {};
+  static constexpr const char* kNames[] = {"task", "confidence"};
+  PyObject* a[2] = {};
   Bound* bound = bound_of(self);
   int64_t task;
-  if (bound == nullptr || !take_args("finish", kNames, 1, 1, args, given, keywords, a) || !take_int64("finish", "task", a[0], &task))
+  double confidence = fastee::sched::kNone;
+  if (bound == nullptr || !take_args("finish", kNames, 2, 1, args, given, keywords, a) || !take_int64("finish", "task", a[0], &task) ||
+      (a[1] != nullptr && !take_float("finish", "confidence", a[1], &confidence)))
     return nullptr;
-  return PyBool_FromLong(bound->core->finish(task));
+  return PyBool_FromLong(bound->core->finish(task, confidence));
 }
 
 PyObject* call_poll(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
@@ -225,23 +240,24 @@ PyMethodDef method(const char* name, const char* doc) {
 }
 
 PyMethodDef kMethods[] = {
-    method<call_admit>("admit", "admit(now, deadline=None, segment=0) -> handle, or -1"),
+    method<call_admit>("admit", "admit(now, deadline=None, segment=0, tenant=0) -> handle, or -1"),
     method<call_decide>("decide", "decide(task, exit, confidence, now, gate, delta, label, pool, max_prob, margin, entropy, lse) -> Decision"),
     method<call_poll>("poll", "poll(now) -> (task, Decision) or None"),
     method<call_tick>("tick", "tick(now)"),
     method<call_observe>("observe", "observe(segment, node, batch, duration_ns)"),
     method<call_observe_link>("observe_link", "observe_link(src, dst, nbytes, duration_ns)"),
     method<call_observe_queue>("observe_queue", "observe_queue(node, length, out_length=0)"),
-    method<call_finish>("finish", "finish(task) -> bool"),
+    method<call_finish>("finish", "finish(task, confidence=nan) -> bool"),
 };
 
 // The named hot methods as C functions bound to `self`; `answers` are the Decision objects that `decide` hands out.
-py::dict bind(py::object self, const py::list& answers) {
+py::dict bind(py::object self, const py::list& answers, py::object from_code) {
   Bound& bound = self.cast<Bound&>();
   const auto& model = bound.core->model();
   const size_t want = 4 + static_cast<size_t>(model.nodes) * model.config.codecs;
   if (answers.size() != want) throw py::value_error("bind: answers must hold " + std::to_string(want) + " decisions, got " + std::to_string(answers.size()));
   bound.clear();
+  bound.from_code = std::move(from_code);
   for (py::handle answer : answers) bound.answers.push_back(answer.inc_ref().ptr());
   // The capsule keeps `self` alive for as long as one of its functions lives.
   PyObject* capsule = PyCapsule_New(&bound, kCapsule, [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); });
@@ -272,6 +288,23 @@ std::vector<double> array(const py::dict& config, const char* name, std::vector<
   for (py::ssize_t i = 0; i < values.ndim(); ++i) got += (i ? ", " : "") + std::to_string(values.shape(i));
   if (!fits) throw py::value_error(std::string("Scheduler: ") + name + " must have shape [" + want + "], got [" + got + "]");
   return {values.data(), values.data() + values.size()};
+}
+
+// Only the numbers of the chosen policy are there; the others keep their defaults.
+fastee::sched::Params params_of(const py::dict& d) {
+  fastee::sched::Params p;
+  const auto take = [&](const char* name, auto& field) {
+    if (d.contains(name)) field = d[name].cast<std::remove_reference_t<decltype(field)>>();
+  };
+#define FASTEE_TAKE(field) take(#field, p.field)
+  FASTEE_TAKE(patience), FASTEE_TAKE(delta), FASTEE_TAKE(students), FASTEE_TAKE(adapt), FASTEE_TAKE(raw_offload), FASTEE_TAKE(t_o);
+  FASTEE_TAKE(t_q1), FASTEE_TAKE(t_q2), FASTEE_TAKE(q_max), FASTEE_TAKE(takeover), FASTEE_TAKE(a), FASTEE_TAKE(b), FASTEE_TAKE(z);
+  FASTEE_TAKE(period), FASTEE_TAKE(t_min), FASTEE_TAKE(t_max), FASTEE_TAKE(mu), FASTEE_TAKE(mu_min), FASTEE_TAKE(mu_max);
+  FASTEE_TAKE(weight), FASTEE_TAKE(report_age), FASTEE_TAKE(alpha), FASTEE_TAKE(tiers), FASTEE_TAKE(cuts), FASTEE_TAKE(layer_cost);
+  FASTEE_TAKE(offload_cost), FASTEE_TAKE(explore), FASTEE_TAKE(cloud), FASTEE_TAKE(side_information), FASTEE_TAKE(train);
+  FASTEE_TAKE(whole_batch), FASTEE_TAKE(range), FASTEE_TAKE(u_threshold), FASTEE_TAKE(inf_threshold), FASTEE_TAKE(counts);
+#undef FASTEE_TAKE
+  return p;
 }
 
 Config config_of(const py::dict& d) {
@@ -315,6 +348,18 @@ Config config_of(const py::dict& d) {
   c.home = d["home"].cast<int>();
   c.max_tasks = d["max_tasks"].cast<int64_t>();
   c.seed = d["seed"].cast<uint64_t>();
+  c.weight = d["weight"].cast<double>();
+  for (py::handle item : d["classes"]) {
+    const auto [deadline, quantile, weight] = item.cast<std::tuple<int64_t, double, double>>();
+    c.classes.push_back({deadline, quantile, weight});
+  }
+  c.surcharge = d["surcharge"].cast<std::vector<double>>();
+  c.send_ns = d["send_ns"].cast<std::vector<double>>();
+  c.eager_limit = d["eager_limit"].cast<int64_t>();
+  c.params = params_of(d["params"]);
+  // Addresses of functions that numba compiled; `keep` holds them.
+  c.rule = reinterpret_cast<fastee::sched::RuleFunction>(d["rule"].cast<uintptr_t>());
+  c.custom = reinterpret_cast<fastee::sched::PolicyFunction>(d["custom"].cast<uintptr_t>());
   return c;
 }
 
@@ -322,11 +367,35 @@ Config config_of(const py::dict& d) {
 using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
-Int64s decide_batch(Bound& self, const Int64s& tasks, int exit, const Doubles& confidences, int64_t now) {
+Int64s decide_batch(Bound& self, const Int64s& tasks, int exit, const Doubles& confidences, int64_t now, const py::object& extra) {
   if (tasks.ndim() != 1 || confidences.ndim() != 1 || tasks.size() != confidences.size())
     throw py::value_error("decide_batch: tasks and confidences must both be [B]");
-  Int64s codes(tasks.size());
-  self.core->decide_batch(tasks.data(), exit, confidences.data(), tasks.size(), now, codes.mutable_data());
+  const py::ssize_t rows = tasks.size();
+  Int64s codes(rows);
+  if (extra.is_none()) {
+    self.core->decide_batch(tasks.data(), exit, confidences.data(), rows, now, codes.mutable_data());
+    return codes;
+  }
+  const auto given = extra.cast<py::dict>();
+  std::vector<fastee::sched::Sample> samples(rows);
+  for (py::ssize_t i = 0; i < rows; ++i) samples[i].confidence = confidences.data()[i];
+  const auto take = [&](const char* name, auto fastee::sched::Sample::* field) {
+    if (!given.contains(name)) return;
+    const auto values = given[name].cast<Doubles>();
+    if (values.size() != rows) throw py::value_error(std::string("decide_batch: samples['") + name + "'] must be [B]");
+    for (py::ssize_t i = 0; i < rows; ++i)
+      samples[i].*field = static_cast<std::remove_reference_t<decltype(samples[i].*field)>>(values.data()[i]);
+  };
+  using fastee::sched::Sample;
+  take("gate", &Sample::gate);
+  take("delta", &Sample::delta);
+  take("label", &Sample::label);
+  take("pool", &Sample::pool);
+  take("max_prob", &Sample::max_prob);
+  take("margin", &Sample::margin);
+  take("entropy", &Sample::entropy);
+  take("lse", &Sample::lse);
+  self.core->decide_batch(tasks.data(), exit, confidences.data(), samples.data(), rows, now, codes.mutable_data());
   return codes;
 }
 
@@ -341,11 +410,13 @@ py::list table(const std::vector<From>& values, int columns, Pick pick) {
   return rows;
 }
 
-py::list rows_of(const fastee::sched::Model& m, const double* (fastee::sched::Model::*field)(int, int) const) {
+// [S, N] of one row each: mean + z * deviation.
+py::list rows_of(const fastee::sched::Model& m, const double* (fastee::sched::Model::*mean)(int, int) const, double z) {
   py::list rows;
   for (int s = 0; s < m.segments; ++s) {
-    const double* row = (m.*field)(0, s);
-    rows.append(py::cast(std::vector<double>(row, row + m.nodes)));
+    std::vector<double> row((m.*mean)(0, s), (m.*mean)(0, s) + m.nodes);
+    for (int n = 0; n < m.nodes && z != 0; ++n) row[n] = row[n] + z * m.need_sd(0, s)[n];
+    rows.append(py::cast(row));
   }
   return rows;
 }
@@ -361,7 +432,8 @@ py::dict snapshot(const Bound& self) {
       {"admitted", c.admitted}, {"refused_full", c.refused_full}, {"refused_late", c.refused_late}, {"exits", c.exits},
       {"forced", c.forced}, {"late", c.late}, {"continued", c.continued}, {"offloaded", c.offloaded}, {"rejected", c.rejected},
       {"finished", c.finished}, {"stale", c.stale}, {"invalid", c.invalid}, {"clock_backwards", c.clock_backwards},
-      {"observed", c.observed}, {"outliers", c.outliers}, {"ignored", c.ignored}, {"live", core.live()}, {"capacity", core.capacity()}};
+      {"observed", c.observed}, {"outliers", c.outliers}, {"ignored", c.ignored}, {"waited", c.waited},
+      {"refused_queue", c.refused_queue}, {"changes", c.changes}, {"live", core.live()}, {"waiting", core.waiting()}, {"capacity", core.capacity()}};
   for (const auto& [name, value] : counts) d[name] = value;
   d["per_exit"] = core.per_exit();
   d["exit_probability"] = m.exit_probability();
@@ -370,8 +442,9 @@ py::dict snapshot(const Bound& self) {
   d["queue"] = m.queue();
   d["node_up"] = table<bool>(m.node_up(), m.nodes, same)[0];
   d["link_up"] = table<bool>(m.link_up(), m.nodes, same);
-  d["next_answer_ns"] = rows_of(m, &fastee::sched::Model::need);
-  d["completion_ns"] = rows_of(m, &fastee::sched::Model::togo);
+  d["next_answer_ns"] = rows_of(m, &fastee::sched::Model::need_mean, m.config.quantile);
+  d["completion_ns"] = rows_of(m, &fastee::sched::Model::togo, 0.0);
+  for (const auto& [name, values] : core.policy_state()) d[name] = values;
   return d;
 }
 
@@ -382,15 +455,19 @@ Scheduler& fastee::bindings::scheduler_of(py::handle object) { return *object.ca
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The scheduler core; use fastee.scheduling.Scheduler.";
   py::class_<Bound>(m, "Scheduler")
-      .def(py::init([](const py::dict& config) { return std::make_unique<Bound>(config_of(config)); }), py::arg("config"))
-      .def("bind", &bind, py::arg("answers"))
-      .def("decide_batch", &decide_batch, py::arg("tasks"), py::arg("exit"), py::arg("confidences"), py::arg("now"))
+      .def(py::init([](const py::dict& config) { return std::make_unique<Bound>(config_of(config), config["keep"]); }), py::arg("config"))
+      .def("bind", &bind, py::arg("answers"), py::arg("from_code"))
+      .def("decide_batch", &decide_batch, py::arg("tasks"), py::arg("exit"), py::arg("confidences"), py::arg("now"), py::arg("samples"))
       .def("set_node_up", [](Bound& self, int node, bool up) { self.core->set_node_up(node, up); })
       .def("set_link_up", [](Bound& self, int src, int dst, bool up) { self.core->set_link_up(src, dst, up); })
+      .def("rebatch", [](const Bound& self, int segment, int64_t rows, int64_t others, int64_t merge_ns) {
+        return self.core->rebatch(segment, rows, others, merge_ns);
+      })
       .def("set_idle", [](Bound& self, bool idle) { self.core->set_idle(idle); })
       .def("next_tick", [](const Bound& self) { return self.core->next_tick(); })
       .def("admit_interval", [](const Bound& self) { return self.core->admit_interval(); })
       .def("snapshot", &snapshot);
+  fastee::bindings::bind_plan(m);
   fastee::bindings::bind_sim(m);
   fastee::bindings::bind_spatial(m);
 }

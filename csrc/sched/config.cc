@@ -23,6 +23,63 @@ void check_array(const char* name, const std::vector<double>& values, size_t siz
            std::to_string(i));
 }
 
+void check_double(const char* name, double value, double low, double high) {
+  if (!(value >= low && value <= high))
+    fail(std::string(name) + " must be in " + std::to_string(low) + ".." + std::to_string(high) + ", got " + std::to_string(value));
+}
+
+// Only the numbers that the chosen policy reads.
+void check_params(const Config& c) {
+  const Params& p = c.params;
+  const int64_t k = c.segments - 1;
+  if (c.policy == "patience") check_int("patience", p.patience, 1, 1024);
+  if (c.policy == "distree") {
+    if (static_cast<int64_t>(p.delta.size()) != k) fail("delta must hold " + std::to_string(k) + " numbers, got " + std::to_string(p.delta.size()));
+    for (double d : p.delta) check_double("delta", d, 0.0, kInf);
+  }
+  if (c.policy == "mdi_exit") {
+    check_int("adapt", p.adapt, 0, 2);
+    check_int("t_o", p.t_o, 0, int64_t{1} << 40);
+    check_int("t_q1", p.t_q1, 0, int64_t{1} << 40);
+    check_int("t_q2", p.t_q2, p.t_q1 + 1, int64_t{1} << 40);
+    check_int("q_max", p.q_max, 1, int64_t{1} << 40);
+    check_int("takeover", p.takeover, 1, int64_t{1} << 40);
+    if (!(0 < p.b && p.b < p.a && p.a < 1)) fail("0 < b < a < 1 must hold, got a " + std::to_string(p.a) + ", b " + std::to_string(p.b));
+    check_double("z", p.z, 1e-9, 1.0);
+    check_double("period", p.period, 1e-6, 1e6);
+    check_double("t_min", p.t_min, 1e-9, 1.0);
+    check_double("t_max", p.t_max, p.t_min, 1e9);
+    check_double("mu_min", p.mu_min, 1e-9, 1e6);
+    check_double("mu_max", p.mu_max, p.mu_min, 1e6);
+    check_double("mu", p.mu, p.mu_min, p.mu_max);
+    check_double("weight", p.weight, 1e-6, 1.0);
+    check_double("report_age", p.report_age, 0.0, 1e6);
+  }
+  if (c.policy == "dimee") {
+    check_double("alpha", p.alpha, 0.0, kInf);
+    if (p.tiers.size() != 3) fail("tiers must name three nodes, got " + std::to_string(p.tiers.size()));
+    for (int64_t t : p.tiers) check_int("tiers", t, 0, c.nodes - 1);
+    if (p.cuts.size() != 2) fail("cuts must name two exits, got " + std::to_string(p.cuts.size()));
+    check_int("cuts[0]", p.cuts[0], 0, k - 1);
+    check_int("cuts[1]", p.cuts[1], p.cuts[0] + 1, k - 1);
+  }
+  if (c.policy == "splitee") {
+    check_double("alpha", p.alpha, 0.0, kInf);
+    check_double("layer_cost", p.layer_cost, 0.0, 1e6);
+    check_double("offload_cost", p.offload_cost, 0.0, 1e6);
+    check_double("explore", p.explore, 0.0, 1e6);
+    check_int("cloud", p.cloud, 0, c.nodes - 1);
+  }
+  if (c.policy == "daisy") {
+    check_int("range", p.range, 0, 2);
+    check_double("u_threshold", p.u_threshold, -kInf, kInf);
+    check_double("inf_threshold", p.inf_threshold, 0.0, 1.0);
+    if (static_cast<int64_t>(p.counts.size()) != k + 1)
+      fail("counts must hold " + std::to_string(k + 1) + " numbers, got " + std::to_string(p.counts.size()));
+    for (int64_t n : p.counts) check_int("counts", n, 0, int64_t{1} << 40);
+  }
+}
+
 }  // namespace
 
 void Config::check() const {
@@ -62,7 +119,18 @@ void Config::check() const {
   if (!std::isfinite(quantile) || quantile < 0) fail("quantile must be finite and >= 0, got " + std::to_string(quantile));
   if (!std::isfinite(cost_weight) || cost_weight < 0) fail("cost_weight must be finite and >= 0, got " + std::to_string(cost_weight));
   if (!(max_drop >= 0)) fail("max_drop must be >= 0, got " + std::to_string(max_drop));
-  if (find_policy(policy) == nullptr) fail("policy must be one of " + policy_names() + ", got '" + policy + "'");
+  if (!std::isfinite(weight) || weight < 0) fail("weight must be finite and >= 0, got " + std::to_string(weight));
+  check_int("classes (count)", static_cast<int64_t>(classes.size()), 0, 15);
+  for (const TenantClass& c : classes) {
+    check_int("classes: deadline", c.deadline, 1, kNoDeadline);
+    if (!std::isfinite(c.quantile) || c.quantile < 0) fail("classes: quantile must be finite and >= 0, got " + std::to_string(c.quantile));
+    if (!std::isfinite(c.weight) || c.weight < 0) fail("classes: weight must be finite and >= 0, got " + std::to_string(c.weight));
+  }
+  if (!surcharge.empty()) check_array("surcharge", surcharge, n, 0.0);
+  if (!send_ns.empty()) check_array("send_ns", send_ns, n, 0.0);
+  if (!known_policy(policy)) fail("policy must be one of " + policy_names() + ", got '" + policy + "'");
+  if ((policy == "custom") != (custom != nullptr)) fail("policy 'custom' and a custom function belong together");
+  check_params(*this);
 }
 
 }  // namespace fastee::sched

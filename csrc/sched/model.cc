@@ -22,7 +22,7 @@ Model::Model(const Config& c)
       buckets(static_cast<int>(c.batch_sizes.size())),
       exits(c.segments - 1),
       me(c.node),
-      last_place(c.segments, -1),
+      classes_(1, {c.deadline, c.quantile, c.weight}),
       time_(static_cast<size_t>(c.segments) * c.nodes),
       rate_(static_cast<size_t>(c.nodes) * c.nodes),
       node_up_(c.nodes, 1),
@@ -34,18 +34,20 @@ Model::Model(const Config& c)
       accepted_(exits, 0),
       exit_probability_(exits),
       need_(static_cast<size_t>(buckets) * segments * nodes),
+      need_sd_(need_.size()),
       togo_(need_.size()),
+      there_(need_.size()),
+      onward_(need_.size()),
       wait_(nodes),
-      wait_sure_(nodes),
+      wait_sd_(nodes),
       return_(nodes),
-      wire_(static_cast<size_t>(segments) * nodes),
-      codec_(wire_.size(), -1),
-      moves_(wire_.size() * nodes),
-      there_(nodes),
-      onward_(nodes) {
+      moves_(static_cast<size_t>(segments) * nodes),
+      eager_(static_cast<int64_t>(segments) * nodes * nodes <= c.eager_limit) {
+  classes_.insert(classes_.end(), c.classes.begin(), c.classes.end());
+  costs_.resize(eager_ ? moves_.size() * nodes : nodes);
   for (size_t i = 0; i < link_up_.size(); ++i) link_up_[i] = config.bandwidth[i] > 0;
   for (int e = 0; e < exits; ++e) exit_probability_[e] = config.thresholds[e] == kInf ? 0.0 : 0.5;
-  refresh();
+  refresh_all();
 }
 
 int Model::bucket_of(int64_t rows) const {
@@ -57,19 +59,25 @@ int Model::bucket_of(int64_t rows) const {
 Model::Move Model::best_move(int s, int a, int b) const {
   Move best;
   if (!reachable(a, b)) return best;
-  const Estimator& e = rate_[at(a, b)];
-  double best_sure = 0.0;
+  const size_t link = at(a, b);
+  const Estimator& e = rate_[link];
+  const double per_byte = 8.0 * kNs / config.bandwidth[link] * e.used_ratio, delay = config.delay[link] * kNs;
+  double best_sure = 0.0, best_bytes = 0.0;
   for (int codec = 0; codec < config.codecs; ++codec) {
     const size_t i = static_cast<size_t>(s) * config.codecs + codec;
-    const double wire = config.wire_bytes[i] * 8.0 * kNs / config.bandwidth[at(a, b)] * e.used_ratio;
-    const double mean = config.delay[at(a, b)] * kNs + wire + config.codec_seconds[i] * kNs;
-    const double var = e.used_seen * (wire * wire);
-    const double sure = mean + config.quantile * std::sqrt(var);
+    const double wire = config.wire_bytes[i] * per_byte;
+    const double mean = delay + wire + config.codec_seconds[i] * kNs;
+    const double sure = mean + config.quantile * (wire * e.used_root);
     if (codec == 0 || sure < best_sure) {
       best_sure = sure;
-      best = {mean, var, codec, wire};
+      best.mean = mean;
+      best.codec = codec;
+      best.wire = wire;
+      best_bytes = config.wire_bytes[i];
     }
   }
+  best.var = e.used_seen * (best.wire * best.wire);
+  best.cost = config.send_ns.empty() ? best.mean : best.mean + best_bytes * config.send_ns[a];
   return best;
 }
 
@@ -77,70 +85,155 @@ double Model::return_time(int n) const {
   if (n == config.home) return 0.0;
   if (!reachable(n, config.home)) return kInf;
   const size_t link = at(n, config.home);
-  const double wire = static_cast<double>(config.answer_bytes) * 8.0 * kNs / config.bandwidth[link] * rate_[link].used_ratio;
-  return config.delay[link] * kNs + wire;
+  const double per_byte = 8.0 * kNs / config.bandwidth[link] * rate_[link].used_ratio;
+  return config.delay[link] * kNs + static_cast<double>(config.answer_bytes) * per_byte;
 }
 
-void Model::refresh() {
-  const double z = config.quantile;
-  for (int n = 0; n < nodes; ++n) return_[n] = return_time(n);
-  for (int s = 0; s < segments; ++s)
-    for (int a = 0; a < nodes; ++a)
-      for (int b = 0; b < nodes; ++b)
-        if (a != b) moves_[at(s, a) * nodes + b] = best_move(s, a, b);
-  for (int s = 0; s < segments; ++s)
-    for (int p = 0; p < nodes; ++p) {
-      codec_[at(s, p)] = -1;
-      wire_[at(s, p)] = 0.0;
-    }
-  for (int b = 0; b < buckets; ++b) {
-    for (double& v : onward_) v = 0.0;
-    for (int s = segments - 1; s >= 0; --s) {
-      double* need = &need_[(static_cast<size_t>(b) * segments + s) * nodes];
-      double* togo = &togo_[(static_cast<size_t>(b) * segments + s) * nodes];
+// need, togo and there of one place, from the onward table of the segment after it.
+void Model::place(int b, int s, int p) {
+  const size_t i = row(b, s) + p;
+  need_[i] = togo_[i] = there_[i] = kInf;  // there_: from the start of segment s on node p to the answer at home
+  need_sd_[i] = 0.0;
+  if (!hosts(s, p)) return;
+  const Spread run = segment_time(s, p, b);
+  there_[i] = run.mean * surcharge(p) + (s == exits ? return_[p] : mix(exit_probability_[s], return_[p], onward_[row(b, s + 1) + p]));
+  if (p == me) {
+    need_[i] = run.mean + return_[p];
+    need_sd_[i] = std::sqrt(run.var);
+    togo_[i] = there_[i];
+  } else {
+    const Move& go = moves_[at(s, p)];
+    need_[i] = go.mean + run.mean + return_[p];
+    need_sd_[i] = std::sqrt(go.var + run.var);
+    togo_[i] = go.cost + there_[i];
+  }
+}
+
+// C(s, n) for every node and bucket, from there_ of that segment.
+void Model::onward_level(int s) {
+  for (int n = 0; n < nodes; ++n) {
+    double* costs = eager_ ? &costs_[at(s, n) * nodes] : costs_.data();
+    if (!eager_)
+      for (int p = 0; p < nodes; ++p) costs[p] = p == n ? 0.0 : best_move(s, n, p).cost;
+    for (int b = 0; b < buckets; ++b) {
+      const double* there = &there_[row(b, s)];
+      double best = kInf;
       for (int p = 0; p < nodes; ++p) {
-        need[p] = togo[p] = there_[p] = kInf;  // there_: from the start of segment s on node p to the answer at home
-        if (!config.hosts[at(s, p)] || !node_up_[p]) continue;
-        const Spread run = segment_time(s, p, b);
-        there_[p] = run.mean + (s == exits ? return_[p] : mix(exit_probability_[s], return_[p], onward_[p]));
-        if (p == me) {
-          need[p] = run.mean + return_[p] + z * std::sqrt(run.var);
-          togo[p] = there_[p];
-        } else {
-          const Move& go = moves_[at(s, me) * nodes + p];
-          codec_[at(s, p)] = go.codec;
-          wire_[at(s, p)] = go.wire;
-          need[p] = go.mean + run.mean + return_[p] + z * std::sqrt(go.var + run.var);
-          togo[p] = go.mean + there_[p];
-        }
+        const double t = costs[p] + there[p];
+        best = t < best ? t : best;
       }
-      for (int n = 0; n < nodes; ++n) {
-        double best = kInf;
-        for (int p = 0; p < nodes; ++p) {
-          const double t = p == n ? there_[p] : moves_[at(s, n) * nodes + p].mean + there_[p];
-          if (t < best) best = t;
-        }
-        onward_[n] = best;
-      }
+      onward_[row(b, s) + n] = best;
     }
   }
+}
+
+void Model::rebuild_step() {
+  if (level_ < 0) return;
+  const int s = level_--;
+  for (int b = 0; b < buckets; ++b)
+    for (int p = 0; p < nodes; ++p) place(b, s, p);
+  onward_level(s);
+}
+
+// The tables from segment `from` to the first; what lies behind `from` has not changed.
+void Model::refresh_tables(int from) {
+  level_ = std::max(level_, from);
+  while (eager_ && stale()) rebuild_step();
+}
+
+void Model::refresh_all() {
+  for (int n = 0; n < nodes; ++n) return_[n] = return_time(n);
+  for (int s = 0; s < segments; ++s)
+    for (int b = 0; b < nodes; ++b) {
+      if (b != me) moves_[at(s, b)] = best_move(s, me, b);
+      for (int a = 0; eager_ && a < nodes; ++a) costs_[at(s, a) * nodes + b] = a == b ? 0.0 : best_move(s, a, b).cost;
+    }
+  level_ = segments - 1;
+  while (stale()) rebuild_step();
   refresh_queues();
 }
 
-void Model::refresh_queues() {
-  for (int n = 0; n < nodes; ++n) {
-    double total = 0.0, total_var = 0.0, hosted = 0.0;
-    for (int s = 0; s < segments; ++s)
-      if (config.hosts[at(s, n)]) {
-        const Spread run = segment_time(s, n, 0);
-        total += run.mean;
-        total_var += run.var;
-        hosted += 1.0;
-      }
-    const double length = static_cast<double>(queue_[n]);
-    wait_[n] = hosted > 0 ? length * (total / hosted) : 0.0;
-    wait_sure_[n] = hosted > 0 ? wait_[n] + config.quantile * std::sqrt(length * (total_var / hosted)) : 0.0;
+void Model::refresh_times(int s, int n) {
+  for (int b = 0; b < buckets; ++b) place(b, s, n);
+  refresh_tables(s);
+  refresh_queue(n);
+}
+
+void Model::refresh_link(int a, int b) {
+  if (b == config.home) return_[a] = return_time(a);
+  for (int s = 0; s < segments && a != b; ++s) {
+    const bool mine = a == me;
+    if (!eager_ && !mine) break;
+    const Move move = best_move(s, a, b);
+    if (mine) moves_[at(s, b)] = move;
+    if (eager_) costs_[at(s, a) * nodes + b] = move.cost;
   }
+  for (int s = 0; s < segments; ++s)
+    for (int k = 0; k < buckets && !eager_; ++k) {
+      place(k, s, a);
+      place(k, s, b);
+    }
+  refresh_tables(segments - 1);
+}
+
+void Model::refresh_node(int n) {
+  for (int a = 0; a < nodes; ++a) {
+    if (n == config.home) return_[a] = return_time(a);
+    for (int s = 0; s < segments && a != n; ++s) {
+      if (!eager_ && a != me) break;
+      const Move move = best_move(s, a, n);
+      if (a == me) moves_[at(s, n)] = move;
+      if (eager_) costs_[at(s, a) * nodes + n] = move.cost;
+    }
+  }
+  for (int s = 0; s < segments && !eager_; ++s)
+    for (int p = 0; p < nodes; ++p)
+      for (int k = 0; k < buckets && (p == n || n == config.home); ++k) place(k, s, p);
+  refresh_tables(segments - 1);
+}
+
+void Model::refresh_queues() {
+  for (int n = 0; n < nodes; ++n) refresh_queue(n);
+}
+
+void Model::refresh_queue(int n) {
+  double total = 0.0, total_var = 0.0, hosted = 0.0;
+  for (int s = 0; s < segments; ++s)
+    if (config.hosts[at(s, n)]) {
+      const Spread run = segment_time(s, n, 0);
+      total += run.mean;
+      total_var += run.var;
+      hosted += 1.0;
+    }
+  const double length = static_cast<double>(queue_[n]);
+  wait_[n] = hosted > 0 ? length * (total / hosted) : 0.0;
+  wait_sd_[n] = hosted > 0 ? std::sqrt(length * (total_var / hosted)) : 0.0;
+}
+
+double Model::mean_task_time(int n) const {
+  double total = 0.0, hosted = 0.0;
+  for (int s = 0; s < segments; ++s)
+    if (config.hosts[at(s, n)]) {
+      total += segment_time(s, n, 0).mean;
+      hosted += 1.0;
+    }
+  return hosted > 0 ? total / hosted : 0.0;
+}
+
+bool Model::rebatch_pays(int s, int64_t rows, int64_t others, int64_t merge_ns) const {
+  if (s < 0 || s >= segments || rows <= 0 || others <= 0) return false;
+  const double apart = expected(s, me, rows) + expected(s, me, others), together = expected(s, me, rows + others);
+  return (apart - together) * time_[at(s, me)].used_ratio > static_cast<double>(merge_ns);
+}
+
+StatsRecord Model::stats_record(int exit, const Sample& x) const {
+  return {x.confidence, exit >= 0 ? config.thresholds[exit] : kNone, x.max_prob, x.margin, x.entropy, x.lse, x.gate, x.delta, x.label, exit};
+}
+
+NodeRecord Model::node_record(int bucket, int s, int p, int64_t now, double rounds, double z, double slack, bool idle) const {
+  const double t = time_at(bucket, s, p, now, rounds, z);
+  const double end = togo_[row(bucket, s) + p] + (wait_[p] + delay_at(s, p, now, rounds));
+  return {t / kNs, end / kNs, wait_[p] / kNs, p, p == me, t <= slack && t < kInf, queue_[p], p == me && idle, kRunAction + p};
 }
 
 double Model::expected(int s, int n, int64_t batch) const {
@@ -153,45 +246,47 @@ double Model::expected(int s, int n, int64_t batch) const {
   return (mean[b - 1] + part * (mean[b] - mean[b - 1])) * kNs;
 }
 
-void Model::observe(int s, int n, int64_t batch, int64_t duration) {
-  if (s < 0 || s >= segments || n < 0 || n >= nodes) {
+bool Model::observe(int s, int n, int64_t batch, int64_t duration) {
+  const bool known = s >= 0 && s < segments && n >= 0 && n < nodes;
+  const double expect = known ? expected(s, n, batch) : 0.0;
+  if (!(expect > 0) || duration <= 0 || batch <= 0) {
     ++counters.ignored;
-    return;
+    return false;
   }
-  const double expect = expected(s, n, batch);
-  if (!(expect > 0) || duration <= 0)
-    ++counters.ignored;
-  else if (time_[at(s, n)].update(static_cast<double>(duration) / expect, counters))
-    refresh();
+  if (time_[at(s, n)].update(static_cast<double>(duration) / expect, counters)) refresh_times(s, n);
+  return true;
 }
 
-void Model::observe_link(int src, int dst, int64_t nbytes, int64_t duration) {
-  if (src < 0 || src >= nodes || dst < 0 || dst >= nodes) {
+bool Model::observe_link(int src, int dst, int64_t nbytes, int64_t duration) {
+  if (src < 0 || src >= nodes || dst < 0 || dst >= nodes || nbytes < 0) {
     ++counters.ignored;
-    return;
+    return false;
   }
   const double bandwidth = config.bandwidth[at(src, dst)], delay = config.delay[at(src, dst)] * kNs;
   const double wire = bandwidth > 0 && src != dst ? static_cast<double>(nbytes) * 8.0 * kNs / bandwidth : 0.0;
-  if (duration <= 0 || !(wire > 0) || wire < 0.25 * delay)  // a short message tells the delay, not the rate
+  if (duration <= 0 || !(wire > 0) || wire < 0.25 * delay) {  // a short message tells the delay, not the rate
     ++counters.ignored;
-  else if (rate_[at(src, dst)].update((static_cast<double>(duration) - delay) / wire, counters))
-    refresh();
+    return duration > 0 && bandwidth > 0 && src != dst;
+  }
+  if (rate_[at(src, dst)].update((static_cast<double>(duration) - delay) / wire, counters)) refresh_link(src, dst);
+  return true;
 }
 
-void Model::observe_queue(int n, int64_t length, int64_t out_length) {
+bool Model::observe_queue(int n, int64_t length, int64_t out_length) {
   if (n < 0 || n >= nodes || length < 0 || out_length < 0) {
     ++counters.ignored;
-    return;
+    return false;
   }
   queue_[n] = length;
   out_queue_[n] = out_length;
-  refresh_queues();
+  refresh_queue(n);
+  return true;
 }
 
 void Model::set_node_up(int n, bool up) {
   if (n < 0 || n >= nodes || static_cast<bool>(node_up_[n]) == up) return;
   node_up_[n] = up;
-  refresh();
+  refresh_node(n);
 }
 
 void Model::set_link_up(int src, int dst, bool up) {
@@ -199,7 +294,7 @@ void Model::set_link_up(int src, int dst, bool up) {
   up = up && config.bandwidth[at(src, dst)] > 0;
   if (static_cast<bool>(link_up_[at(src, dst)]) == up) return;
   link_up_[at(src, dst)] = up;
-  refresh();
+  refresh_link(src, dst);
 }
 
 void Model::learn_exit(int exit, bool accepted) {
@@ -211,12 +306,16 @@ void Model::learn_exit(int exit, bool accepted) {
   const double p = (static_cast<double>(accepted_[exit]) + 1.0) / (static_cast<double>(n) + 2.0);
   if (std::fabs(p - exit_probability_[exit]) <= Estimator::kPublishChange) return;
   exit_probability_[exit] = p;
-  refresh();
+  refresh_tables(exit);
 }
 
 void Model::sent(int s, int p, int64_t now) {
-  const int64_t wire = static_cast<int64_t>(std::min(wire_[at(s, p)], 1e15));
+  const int64_t wire = static_cast<int64_t>(std::min(moves_[at(s, p)].wire, 1e15));
   busy_until_[p] = add_saturated(std::max(busy_until_[p], now), wire);
+}
+
+TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {
+  return {slack / kNs, weight, t.segment[slot], m.exits, t.best[slot], t.pool[slot], t.tenant[slot]};
 }
 
 }  // namespace fastee::sched

@@ -3,6 +3,8 @@
 #include <vector>
 
 #include "sched/estimator.h"
+#include "sched/records.h"
+#include "sched/tasks.h"
 #include "sched/types.h"
 
 namespace fastee::sched {
@@ -10,40 +12,74 @@ namespace fastee::sched {
 // Tables are rebuilt by whoever changes an estimate, never by a scan. No method allocates after construction.
 class Model {
  public:
+  struct Spread {
+    double mean, var;
+  };
+
   explicit Model(const Config& config);
 
   const Config config;
   const int segments, nodes, buckets, exits, me;
   Counters counters;
 
-  // Tables of one batch bucket, rows of `nodes`: ns until the next answer is at home with the hit rate, and expected ns until
-  // the task ends; +inf where impossible. Without queues and without what this node has sent already.
-  const double* need(int bucket, int s) const { return &need_[(static_cast<size_t>(bucket) * segments + s) * nodes]; }
-  const double* togo(int bucket, int s) const { return &togo_[(static_cast<size_t>(bucket) * segments + s) * nodes]; }
-  int codec(int s, int p) const { return codec_[at(s, p)]; }
-  double return_ns() const { return return_[me]; }  // from this node to home
+  // Tables of one batch bucket, rows of `nodes`: mean and deviation of the ns until the next answer is at home, and expected ns
+  // (with prices: ns' worth) until the task ends; +inf where impossible. Without queues and without what this node has sent already.
+  const double* need_mean(int bucket, int s) const { return &need_[row(bucket, s)]; }
+  const double* need_sd(int bucket, int s) const { return &need_sd_[row(bucket, s)]; }
+  const double* togo(int bucket, int s) const { return &togo_[row(bucket, s)]; }
+  int codec(int s, int p) const { return moves_[at(s, p)].codec; }
+  double return_ns(int n) const { return return_[n]; }  // from there to home
   const double* wait_mean() const { return wait_.data(); }
-  const double* wait_sure() const { return wait_sure_.data(); }
+  const double* wait_sd() const { return wait_sd_.data(); }
   // What stands before node p beside its queue: this node's earlier sends on that link, or the earlier batches here.
   double delay_at(int s, int p, int64_t now, double rounds) const {
     if (p == me) return rounds > 0 ? rounds * segment_time(s, p, buckets - 1).mean : 0.0;
     return busy_until_[p] > now ? static_cast<double>(subtract_saturated(busy_until_[p], now)) : 0.0;
   }
-  int bucket_of(int64_t rows) const;
-  // u >= threshold in fp32, as the exit-head kernels compare; NaN never.
-  bool accepts(int exit, double confidence) const {
-    return exit >= 0 && exit < exits && static_cast<double>(static_cast<float>(confidence)) >= config.thresholds[exit];
+  // ns until the next answer is at home with quantile z, if the task goes to p now.
+  double time_at(int bucket, int s, int p, int64_t now, double rounds, double z) const {
+    const size_t i = row(bucket, s) + p;
+    return (need_[i] + z * need_sd_[i]) + ((wait_[p] + z * wait_sd_[p]) + delay_at(s, p, now, rounds));
   }
+  int bucket_of(int64_t rows) const;
+  bool switched_on(int exit) const { return config.thresholds[exit] < kInf; }
+  // u >= threshold in fp32, as the exit-head kernels compare; NaN never.
+  bool accepts(int exit, double confidence) const { return static_cast<double>(static_cast<float>(confidence)) >= config.thresholds[exit]; }
+  const TenantClass& tenant_class(int tenant) const { return classes_[tenant]; }
+  int num_classes() const { return static_cast<int>(classes_.size()); }
 
-  void observe(int s, int n, int64_t batch, int64_t duration);
-  void observe_link(int src, int dst, int64_t nbytes, int64_t duration);
-  void observe_queue(int n, int64_t length, int64_t out_length);
+  Spread segment_time(int s, int n, int b) const {
+    const Estimator& e = time_[at(s, n)];
+    const size_t i = at(s, n) * buckets + b;
+    const double mean = config.mean[i] * kNs * e.used_ratio;
+    const double sd = config.spread[i] * kNs * e.used_ratio;
+    return {mean, e.used_kept * (sd * sd) + e.used_seen * (mean * mean)};
+  }
+  bool hosts(int s, int n) const { return config.hosts[at(s, n)] && node_up_[n]; }
+  bool link_idle(int p, int64_t now) const { return reachable(me, p) && busy_until_[p] <= now; }
+  double mean_task_time(int n) const;  // ns, over the segments hosted there, one row
+  double move_ns(int s, int p) const { return moves_[at(s, p)].mean; }
+  double wire_bytes(int s, int p) const {
+    return moves_[at(s, p)].codec < 0 ? 0.0 : config.wire_bytes[static_cast<size_t>(s) * config.codecs + moves_[at(s, p)].codec];
+  }
+  // Whether two groups of rows that wait here for segment s are sooner through as one batch, the merge itself included.
+  bool rebatch_pays(int s, int64_t rows, int64_t others, int64_t merge_ns) const;
+
+  StatsRecord stats_record(int exit, const Sample& sample) const;
+  NodeRecord node_record(int bucket, int s, int p, int64_t now, double rounds, double z, double slack, bool idle) const;
+
+  bool observe(int s, int n, int64_t batch, int64_t duration);  // false: ignored
+  bool observe_link(int src, int dst, int64_t nbytes, int64_t duration);
+  bool observe_queue(int n, int64_t length, int64_t out_length);
   void set_node_up(int n, bool up);
   void set_link_up(int src, int dst, bool up);
   void learn_exit(int exit, bool accepted);
   void sent(int s, int p, int64_t now);
 
-  std::vector<int> last_place;  // [S] the node chosen last for a segment: hysteresis of the policies
+  // Large worlds (S * N * N above Config.eager_limit): what follows the next answer is brought up by rebuild_step, one segment
+  // per call, while stale(); everything that the deadline depends on is always current.
+  bool stale() const { return level_ >= 0; }
+  void rebuild_step();
 
   // for snapshots
   const std::vector<Estimator>& time_estimators() const { return time_; }
@@ -54,40 +90,43 @@ class Model {
   const std::vector<double>& exit_probability() const { return exit_probability_; }
 
  private:
-  struct Spread {
-    double mean, var;
-  };
   struct Move {
-    double mean = kInf, var = 0.0;
-    int codec = -1;
+    double mean = kInf, var = 0.0, cost = kInf;  // cost: mean, and what the bytes cost
     double wire = 0.0;
+    int codec = -1;
   };
   size_t at(int s, int n) const { return static_cast<size_t>(s) * nodes + n; }
-  Spread segment_time(int s, int n, int b) const {
-    const Estimator& e = time_[at(s, n)];
-    const size_t i = at(s, n) * buckets + b;
-    const double mean = config.mean[i] * kNs * e.used_ratio;
-    const double sd = config.spread[i] * kNs * e.used_ratio;
-    return {mean, e.used_kept * (sd * sd) + e.used_seen * (mean * mean)};
-  }
+  size_t row(int bucket, int s) const { return (static_cast<size_t>(bucket) * segments + s) * nodes; }
   bool reachable(int a, int b) const { return link_up_[at(a, b)] && node_up_[b]; }
   Move best_move(int s, int a, int b) const;
   double return_time(int n) const;
   double expected(int s, int n, int64_t batch) const;
-  void refresh();
+  double surcharge(int n) const { return config.surcharge.empty() ? 1.0 : 1.0 + config.surcharge[n]; }
+  void place(int b, int s, int p);
+  void onward_level(int s);
+  void refresh_all();
+  void refresh_times(int s, int n);
+  void refresh_link(int a, int b);
+  void refresh_node(int n);
+  void refresh_tables(int from);
   void refresh_queues();
+  void refresh_queue(int n);
 
+  std::vector<TenantClass> classes_;
   std::vector<Estimator> time_, rate_;        // [S, N], [N, N]
   std::vector<uint8_t> node_up_, link_up_;    // [N], [N, N]
   std::vector<int64_t> queue_, out_queue_, busy_until_;  // [N]
   std::vector<int64_t> reached_, accepted_;   // [K]
   std::vector<double> exit_probability_;      // [K]
-  std::vector<double> need_, togo_;           // [NB, S, N]
-  std::vector<double> wait_, wait_sure_;      // [N]
-  std::vector<double> return_, wire_;         // [N], [S, N]
-  std::vector<int> codec_;                    // [S, N]
-  std::vector<Move> moves_;                   // [S, N, N]
-  std::vector<double> there_, onward_;        // [N] scratch of refresh
+  std::vector<double> need_, need_sd_, togo_, there_, onward_;  // [NB, S, N]; onward: from the end of s on n, C(s, n)
+  std::vector<double> wait_, wait_sd_;        // [N]
+  std::vector<double> return_;                // [N]
+  std::vector<Move> moves_;                   // [S, N] from this node
+  std::vector<double> costs_;                 // [S, N, N] of every move, where that is small enough; else one row of N
+  const bool eager_;
+  int level_ = -1;
 };
+
+TaskRecord task_record(const Model& model, const Tasks& tasks, int64_t slot, double slack, double weight);
 
 }  // namespace fastee::sched

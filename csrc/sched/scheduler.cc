@@ -3,9 +3,19 @@
 #include <algorithm>
 
 namespace fastee::sched {
+namespace {
+
+constexpr int64_t kRebuildEvery = 10'000'000;  // ns between two steps of Model::rebuild_step
+constexpr Sample kNothing;
+
+}  // namespace
 
 Scheduler::Scheduler(const Config& config)
-    : model_(config), policy_(find_policy(config.policy)), tasks_(config.max_tasks), per_exit_(config.segments, 0) {}
+    : model_(config),
+      tasks_(config.max_tasks),
+      room_(config.max_tasks),
+      policy_(make_policy(config.policy, {model_, tasks_, room_, idle_})),
+      per_exit_(config.segments, 0) {}
 
 int64_t Scheduler::clock(int64_t now) {
   if (now < now_)
@@ -15,14 +25,14 @@ int64_t Scheduler::clock(int64_t now) {
   return now_;
 }
 
-int64_t Scheduler::admit(int64_t now, int64_t deadline, int segment) {
+int64_t Scheduler::admit(int64_t now, int64_t deadline, int segment, int tenant) {
   now = clock(now);
-  if (deadline == kDefaultDeadline)
-    deadline = model_.config.deadline == kNoDeadline ? kNoDeadline : add_saturated(now, model_.config.deadline);
-  if (segment < 0 || segment >= model_.segments) {
+  if (segment < 0 || segment >= model_.segments || tenant < 0 || tenant >= model_.num_classes()) {
     ++model_.counters.invalid;
     return -1;
   }
+  const int64_t usual = model_.tenant_class(tenant).deadline;
+  if (deadline == kDefaultDeadline) deadline = usual == kNoDeadline ? kNoDeadline : add_saturated(now, usual);
   if (deadline <= now) {
     ++model_.counters.refused_late;
     return -1;
@@ -31,53 +41,86 @@ int64_t Scheduler::admit(int64_t now, int64_t deadline, int segment) {
     ++model_.counters.refused_full;
     return -1;
   }
+  if (!policy_->admits()) {
+    ++model_.counters.refused_queue;
+    return -1;
+  }
   ++model_.counters.admitted;
-  return tasks_.take(deadline, segment);
+  const int64_t task = tasks_.take(deadline, segment);
+  const int64_t slot = task & 0xFFFFFFFF;
+  tasks_.tenant[slot] = static_cast<uint8_t>(tenant);
+  policy_->admitted(slot);
+  return task;
 }
 
-bool Scheduler::finish(int64_t task) {
+bool Scheduler::finish(int64_t task, double confidence) {
   const int64_t slot = tasks_.find(task);
   if (slot < 0) {
     ++model_.counters.stale;
     return false;
   }
   ++model_.counters.finished;
+  if (room_.holds(slot)) room_.remove(slot);
+  policy_->finished(slot, confidence);
   tasks_.release(slot);
   return true;
 }
 
 Decision Scheduler::decide(int64_t task, int exit, double confidence, int64_t now) {
-  return decide_row(task, exit, confidence, clock(now), 0, 0.0);
+  Sample sample;
+  sample.confidence = confidence;
+  return decide(task, exit, sample, now);
 }
 
-Decision Scheduler::decide(int64_t task, int exit, const Sample& sample, int64_t now) { return decide(task, exit, sample.confidence, now); }
-
-bool Scheduler::poll(int64_t now, int64_t* task, Decision* decision) {
-  clock(now);
-  *task = -1;
-  *decision = {};
-  return false;
+Decision Scheduler::decide(int64_t task, int exit, const Sample& sample, int64_t now) {
+  return decide_row(task, exit, sample, clock(now), 0, 0.0);
 }
-
-void Scheduler::tick(int64_t now) { clock(now); }
 
 void Scheduler::decide_batch(const int64_t* tasks, int exit, const double* confidences, int64_t rows, int64_t now, int64_t* codes) {
+  decide_batch(tasks, exit, confidences, nullptr, rows, now, codes);
+}
+
+void Scheduler::decide_batch(const int64_t* tasks, int exit, const double* confidences, const Sample* samples, int64_t rows, int64_t now,
+                             int64_t* codes) {
   now = clock(now);
-  int64_t staying = 0;
-  for (int64_t i = 0; i < rows; ++i) staying += !model_.accepts(exit, confidences[i]);
+  Sample plain;
+  const auto sample = [&](int64_t i) -> const Sample& {
+    plain.confidence = confidences[i];
+    return samples != nullptr ? samples[i] : plain;
+  };
+  policy_->batch_begins(confidences, rows);
+  int64_t staying = rows;
+  if (exit >= 0 && exit < model_.exits)
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t slot = tasks_.find(tasks[i]);
+      staying -= slot >= 0 && accepts(slot, exit, sample(i), now);
+    }
   const int bucket = model_.bucket_of(staying);
   const double rounds = staying > 0 ? static_cast<double>((staying - 1) / model_.config.batch_sizes.back()) : 0.0;
-  for (int64_t i = 0; i < rows; ++i) codes[i] = decide_row(tasks[i], exit, confidences[i], now, bucket, rounds).code();
+  for (int64_t i = 0; i < rows; ++i) codes[i] = decide_row(tasks[i], exit, sample(i), now, bucket, rounds).code();
+  policy_->batch_ends();
+}
+
+// The user's rule in place of the policy's; an exit that is switched off and a row without a score never ask it.
+bool Scheduler::accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const {
+  if (model_.config.rule == nullptr) return policy_->accepts(slot, exit, sample);
+  if (!model_.switched_on(exit) || sample.confidence != sample.confidence) return false;
+  Query q = policy_->query_of(slot, now, sample);
+  const StatsRecord stats = model_.stats_record(exit, sample);
+  const TaskRecord task = task_record(model_, tasks_, slot, q.slack, q.weight);
+  const NodeRecord node = model_.node_record(0, exit + 1, model_.me, now, 0.0, q.z, q.slack, idle_);
+  return model_.config.rule(&stats, &task, &node) != 0;
 }
 
 // The order is: validity, exit rule, deadline, placement.
-Decision Scheduler::decide_row(int64_t task, int exit, double confidence, int64_t now, int bucket, double rounds) {
+Decision Scheduler::decide_row(int64_t task, int exit, const Sample& sample, int64_t now, int bucket, double rounds) {
   Counters& count = model_.counters;
   const int64_t slot = tasks_.find(task);
   if (slot < 0) {
     ++count.stale;
     return {};
   }
+  if (room_.holds(slot)) room_.remove(slot);
   if (exit < -1 || exit > model_.exits) {
     ++count.invalid;
     exit = -1;
@@ -86,43 +129,86 @@ Decision Scheduler::decide_row(int64_t task, int exit, double confidence, int64_
     tasks_.segment[slot] = exit + 1;
     tasks_.best[slot] = std::max(tasks_.best[slot], exit);
   }
-  const int segment = tasks_.segment[slot];
-  const int64_t deadline = tasks_.deadline[slot];
-  const double slack = deadline == kNoDeadline ? kInf : static_cast<double>(subtract_saturated(deadline, now));
-  if (segment > model_.exits) return end(slot, slack, false);
+  Query query = policy_->query_of(slot, now, sample);
+  if (query.segment > model_.exits) return end(slot, query.slack, false, &sample);
   if (exit >= 0) {
-    const bool accepted = model_.accepts(exit, confidence);
+    const bool accepted = accepts(slot, exit, sample, now);
+    policy_->learn(slot, exit, sample, accepted);
     model_.learn_exit(exit, accepted);
-    if (accepted) return end(slot, slack, false);
+    if (accepted) return end(slot, query.slack, false, &sample);
   }
-  const Choice choice = policy_->place(model_, {segment, exit, confidence, slack, now, bucket, rounds});
+  query.exit = exit;
+  query.bucket = bucket;
+  query.rounds = rounds;
+  return act(slot, policy_->place(query), query.slack, now);
+}
+
+Decision Scheduler::act(int64_t slot, const Choice& choice, double slack, int64_t now) {
+  Counters& count = model_.counters;
   switch (choice.kind) {
     case Choice::kExit:
-      return end(slot, slack, false);
-    case Choice::kRun:
-      break;
+      return end(slot, slack, false, nullptr);
+    case Choice::kWait: {
+      ++count.waited;
+      room_.add(slot, choice.until);
+      const int64_t left = choice.until == kNever ? kInt64Max : subtract_saturated(choice.until, now);
+      return {Action::kWait, model_.me, -1, false, std::clamp<int64_t>(left / 1000, 0, kMaxWaitUs)};
+    }
     case Choice::kNothingFits:
-      if (tasks_.best[slot] >= 0) return end(slot, slack, true);
+      if (tasks_.best[slot] >= 0) return end(slot, slack, true, nullptr);
       ++count.rejected;
       tasks_.release(slot);
       return {};
+    case Choice::kRun:
+      break;
   }
   if (choice.node == model_.me) {
     ++count.continued;
     return {Action::kContinue, choice.node, -1, false};
   }
   ++count.offloaded;
+  const int segment = tasks_.segment[slot];
   model_.sent(segment, choice.node, now);
   return {Action::kOffload, choice.node, model_.codec(segment, choice.node), false};
 }
 
-Decision Scheduler::end(int64_t slot, double slack, bool forced) {
+Decision Scheduler::end(int64_t slot, double slack, bool forced, const Sample* sample) {
   ++model_.counters.exits;
   model_.counters.forced += forced;
-  model_.counters.late += slack < model_.return_ns();
+  model_.counters.late += slack < model_.return_ns(model_.me);
   ++per_exit_[tasks_.best[slot]];
+  policy_->ended(slot, tasks_.best[slot], sample, forced);
   tasks_.release(slot);
   return {Action::kExit, model_.me, -1, forced};
+}
+
+bool Scheduler::poll(int64_t now, int64_t* task, Decision* decision) {
+  now = clock(now);
+  Choice choice;
+  int64_t slot = room_.expired(now);
+  if (slot >= 0)  // the last moment at which it could be begun in time
+    choice = policy_->usual(policy_->query_of(slot, now, kNothing));
+  else
+    slot = policy_->poll(now, &choice);
+  if (slot < 0) return false;
+  room_.remove(slot);
+  *task = tasks_.handle(slot);
+  *decision = act(slot, choice, policy_->query_of(slot, now, kNothing).slack, now);
+  if (decision->action == Action::kContinue) idle_ = false;
+  return true;
+}
+
+int64_t Scheduler::next_tick() const {
+  return std::min({policy_->next_tick(), room_.soonest(), model_.stale() ? std::max(next_rebuild_, now_) : kNever});
+}
+
+void Scheduler::tick(int64_t now) {
+  now = clock(now);
+  policy_->tick(now);
+  if (model_.stale() && now >= next_rebuild_) {
+    model_.rebuild_step();
+    next_rebuild_ = add_saturated(now, kRebuildEvery);
+  }
 }
 
 }  // namespace fastee::sched

@@ -8,7 +8,8 @@ namespace fastee::sched {
 class Tasks {
  public:
   explicit Tasks(int64_t capacity)
-      : deadline(capacity), segment(capacity), best(capacity), generation_(capacity, 0), live_(capacity, 0), free_(capacity) {
+      : deadline(capacity), segment(capacity), best(capacity), tenant(capacity), sum(capacity), label(capacity), run(capacity),
+        pool(capacity), arm(capacity), generation_(capacity, 0), live_(capacity, 0), free_(capacity) {
     for (int64_t i = 0; i < capacity; ++i) free_[i] = static_cast<uint32_t>(capacity - 1 - i);
   }
 
@@ -23,8 +24,14 @@ class Tasks {
     deadline[slot] = task_deadline;
     segment[slot] = next_segment;
     best[slot] = next_segment - 1;
-    return static_cast<int64_t>(generation_[slot]) << 32 | slot;
+    tenant[slot] = 0;
+    sum[slot] = 0.0;
+    label[slot] = pool[slot] = arm[slot] = -1;
+    run[slot] = 0;
+    return handle(slot);
   }
+
+  int64_t handle(int64_t slot) const { return static_cast<int64_t>(generation_[slot]) << 32 | slot; }
 
   // The slot of a live task, else -1.
   int64_t find(int64_t task) const {
@@ -43,6 +50,10 @@ class Tasks {
   std::vector<int64_t> deadline;  // absolute ns
   std::vector<int> segment;       // next to run
   std::vector<int> best;          // deepest exit that has answered, -1 for none
+  std::vector<uint8_t> tenant;    // index of the QoS class
+  // What the policies keep of a task: JEI's accumulator, the last label and how often it stood, DIMEE's pool, SplitEE's arm.
+  std::vector<double> sum;
+  std::vector<int32_t> label, run, pool, arm;
 
  private:
   std::vector<uint32_t> generation_;

@@ -10,9 +10,13 @@ import numpy as np
 
 from fastee.errors import BackendUnavailable, did_you_mean
 from fastee.scheduling import twin
+from fastee.scheduling.costs import Costs
 from fastee.scheduling.decision import Action, Decision
+from fastee.scheduling.params import POLICIES, check_params
 from fastee.scheduling.profile import Profile
 from fastee.scheduling.qos import QoS
+from fastee.scheduling.rules import CustomPolicy, Rule
+from fastee.scheduling.twin_policies import NOTHING
 
 try:
     from fastee import _C
@@ -21,17 +25,21 @@ except ImportError as error:  # FASTEE_BUILD=none, or not built yet
 else:
     _WHY_NOT = ""
 
-POLICIES = ("deadline", "threshold")
+_NEED_THRESHOLDS = ("deadline", "threshold", "mdi_exit")
+_EAGER_LIMIT = 1 << 20
 _MAX_TASKS, _MAX_BATCH, _MAX_LENGTH, _MAX_BYTES = 1 << 24, 1 << 30, 1 << 40, 1 << 50
 _INT64, _MAX_LABEL = (1 << 63) - 1, (1 << 31) - 1
 _I8, _FLOATS = np.dtype(np.int64), (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Scheduler:
-    """Decides per task, for one node: EXIT, CONTINUE here, OFFLOAD to a node with a codec, or REJECT.
+    """Decides per task, for one node: EXIT, CONTINUE here, OFFLOAD to a node with a codec, WAIT, or REJECT.
 
-    `profile`, `qos`: copied in. `policy`: "deadline" or "threshold". `thresholds`: one score per exit, +inf switches an exit off;
-    None only with a gain table (then no score alone is enough). `node`: index of the node that decides; `home`: the node that
+    `profile`, `qos`: copied in. `policy`: a name of `POLICIES`, with its `params` (docs/scheduler.md lists them), or one made by
+    `@fastee.policy`. `thresholds`: one score per exit, +inf switches an exit off; None where the policy does not read them, or with a gain
+    table (then no score alone is enough). `rule`: made by `@fastee.rule`, replaces the policy's exit rule. `tenants`: up to 15 more
+    QoS (their deadline, hit_rate and weight) for `admit(tenant=1...)`. `costs`: energy and money per node. `seed`: of the policy's own
+    random choices. `node`: index of the node that decides; `home`: the node that
     wants the answer. `hosts` [S, N] bool: which node may run which segment (None: all). `max_tasks`: live tasks at once.
     `native`: True demands the C++ core, False takes the Python twin, None takes what is there; both decide bit for bit alike.
 
@@ -51,12 +59,16 @@ class Scheduler:
         self,
         profile: Profile,
         qos: QoS,
-        policy: str = "deadline",
+        policy: str | CustomPolicy = "deadline",
         thresholds: Sequence[float] | None = None,
         node: int = 0,
         hosts=None,
         max_tasks: int = 65536,
+        params: dict | None = None,
         *,
+        rule: Rule | None = None,
+        tenants: Sequence[QoS] = (),
+        costs: Costs | None = None,
         home: int = 0,
         answer_bytes: int = 64,
         seed: int = 0,
@@ -66,7 +78,8 @@ class Scheduler:
             raise TypeError(f"Scheduler: profile must be a Profile, got {type(profile).__name__}")
         if not isinstance(qos, QoS):
             raise TypeError(f"Scheduler: qos must be a QoS, got {type(qos).__name__}")
-        if policy not in POLICIES:
+        own = policy if isinstance(policy, CustomPolicy) else None
+        if own is None and policy not in POLICIES:
             raise ValueError(f"Scheduler: policy must be one of {list(POLICIES)}, got {policy!r}{did_you_mean(str(policy), POLICIES)}")
         if native and _C is None:
             raise BackendUnavailable(f"Scheduler: the C++ core is not there ({_WHY_NOT}); build it with `make build`")
@@ -74,7 +87,15 @@ class Scheduler:
         self.node = _int("Scheduler", "node", node, 0, len(profile.nodes) - 1)
         self.home = _int("Scheduler", "home", home, 0, len(profile.nodes) - 1)
         self.max_tasks = _int("Scheduler", "max_tasks", max_tasks, 1, _MAX_TASKS)
-        self.thresholds = _thresholds(thresholds, profile)
+        name = "custom" if own else policy
+        if rule is not None and not isinstance(rule, Rule):
+            raise TypeError(f"Scheduler: rule must be made by @fastee.rule, got {type(rule).__name__}")
+        if costs is not None and not isinstance(costs, Costs):
+            raise TypeError(f"Scheduler: costs must be Costs, got {type(costs).__name__}")
+        self.rule, self.tenants = rule, _tenants(tenants)
+        self.params = check_params(name, params, len(profile.nodes), profile.num_exits)
+        self.thresholds = _thresholds(thresholds, profile, name in _NEED_THRESHOLDS and rule is None)
+        surcharge, send = costs.in_seconds(len(profile.nodes), qos.cost_weight, qos.energy_weight, qos.money_weight) if costs else ([], [])
         self._top_exit, self._top_node = profile.num_exits, len(profile.nodes) - 1
         self.native = _C is not None if native is None else bool(native)
         config = {
@@ -84,27 +105,34 @@ class Scheduler:
             "thresholds": np.asarray(self.thresholds, np.float32).astype(np.float64), "deadline": qos.deadline_ns,
             "quantile": qos.quantile, "cost_weight": qos.cost_weight, "max_drop": math.inf if qos.max_drop is None else qos.max_drop,
             "answer_bytes": _int("Scheduler", "answer_bytes", answer_bytes, 0, _MAX_BYTES),
-            "policy": policy, "node": self.node, "home": self.home, "max_tasks": self.max_tasks,
+            "policy": name, "params": self.params, "weight": qos.weight,
+            "classes": [(q.deadline_ns, q.quantile, q.weight) for q in self.tenants],
+            "surcharge": surcharge, "send_ns": [v * 1e9 for v in send], "eager_limit": _EAGER_LIMIT, "node": self.node, "home": self.home, "max_tasks": self.max_tasks,
             "seed": _int("Scheduler", "seed", seed, 0, _INT64),
         }  # fmt: skip
         if not self.native:
-            self._core = twin.Core({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in config.items()})
+            config = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in config.items()}
+            self._core = twin.Core({**config, "rule": rule, "custom": own})
             return
+        # Kept by the core, so that the compiled code lives as long as any of its bound calls.
+        config.update(rule=rule.address if rule else 0, custom=own.address if own else 0, keep=(rule, own))
         self._core = _C.Scheduler(config)
         answers = [Decision(Action.EXIT, self.node), Decision(Action.EXIT, self.node, forced=True), Decision(Action.CONTINUE, self.node),
                    Decision(Action.REJECT)]
         answers += [Decision(Action.OFFLOAD, n, c) for n in range(len(profile.nodes)) for c in range(len(profile.codecs))]
         # Bound C functions in the instance shadow the methods below: 4 times cheaper than a Python frame in between.
-        self.__dict__.update(self._core.bind(answers))
+        self.__dict__.update(self._core.bind(answers, Decision.from_code))
 
-    def admit(self, now: int, deadline: int | None = None, segment: int = 0) -> int:
-        """Take a task in; returns its handle, or -1 when the deadline (ns, absolute) is past or `max_tasks` are live.
+    def admit(self, now: int, deadline: int | None = None, segment: int = 0, tenant: int = 0) -> int:
+        """Take a task in; returns its handle, or -1 when the deadline (ns, absolute) is past or `max_tasks` or the policy's limit are live.
 
-        `deadline=None` means `now + qos.deadline`. `segment` is the next segment to run; the heads before it count as answered.
+        `deadline=None` means `now` + the deadline of its class: `tenant` 0 is `qos`, 1 and up are `tenants`. `segment` is the next segment
+        to run; the heads before it count as answered.
         """
         now = _int64("admit", "now", now)
         deadline = None if deadline is None else _int64("admit", "deadline", deadline)
-        return self._core.admit(now, deadline, _int("admit", "segment", segment, 0, self._top_exit))
+        segment = _int("admit", "segment", segment, 0, self._top_exit)
+        return self._core.admit(now, deadline, segment, _int("admit", "tenant", tenant, 0, len(self.tenants)))
 
     def decide(
         self, task: int, exit: int, confidence: float, now: int, gate: float = math.nan, delta: float = math.nan, label: int = -1,
@@ -147,18 +175,18 @@ class Scheduler:
         """Tell whether this node's compute stands still."""
         self._core.set_idle(bool(idle))
 
-    def decide_batch(self, tasks, exit: int, confidences, now: int) -> np.ndarray:
+    def decide_batch(self, tasks, exit: int, confidences, now: int, samples: dict | None = None) -> np.ndarray:
         """Decide for rows that travel together; int64 codes [B] for `Decision.from_code`, in the order of `tasks`.
 
-        `tasks` int64 [B], `confidences` float [B]. The rows that do not exit are costed as one batch on this node, and what is
+        `tasks` int64 [B], `confidences` float [B]; `samples`: what else is known, by the names of `decide`'s keywords, each [B]. The rows that do not exit are costed as one batch on this node, and what is
         sent earlier in the batch delays what is sent later. B = 0 gives an empty array.
         """
         if (
-            self.native and type(tasks) is type(confidences) is np.ndarray and tasks.dtype is _I8 and confidences.dtype in _FLOATS
+            self.native and samples is None and type(tasks) is type(confidences) is np.ndarray and tasks.dtype is _I8 and confidences.dtype in _FLOATS
             and tasks.ndim == 1 and tasks.shape == confidences.shape and type(exit) is type(now) is int
             and -1 <= exit <= self._top_exit and -_INT64 <= now <= _INT64
         ):  # fmt: skip
-            return self._core.decide_batch(tasks, exit, confidences, now)  # 1.1 us in all; the careful way below 1.7 us
+            return self._core.decide_batch(tasks, exit, confidences, now, None)  # 1.1 us in all; the careful way below 1.7 us
         tasks, confidences = np.asarray(tasks), np.asarray(confidences)
         if tasks.size == 0:
             tasks = tasks.astype(np.int64)
@@ -170,9 +198,14 @@ class Scheduler:
             raise ValueError(f"decide_batch: tasks and confidences must both be [B], got {list(tasks.shape)} and {list(confidences.shape)}")
         exit = _int("decide_batch", "exit", exit, -1, self._top_exit)
         now = _int64("decide_batch", "now", now)
+        extra = None if samples is None else _samples(samples, len(tasks))
         if self.native:
-            return self._core.decide_batch(tasks.astype(np.int64), exit, confidences, now)
-        return np.array(self._core.decide_batch(tasks.tolist(), exit, confidences.tolist(), now), dtype=np.int64)
+            return self._core.decide_batch(tasks.astype(np.int64), exit, confidences, now, extra)
+        if extra is not None:
+            names = list(extra)
+            extra = [{**NOTHING, "confidence": u, **dict(zip(names, row, strict=True))}
+                     for u, row in zip(confidences.tolist(), zip(*(extra[n].tolist() for n in names), strict=True), strict=True)]  # fmt: skip
+        return np.array(self._core.decide_batch(tasks.tolist(), exit, confidences.tolist(), extra, now), dtype=np.int64)
 
     def observe(self, segment: int, node: int, batch: int, duration_ns: int) -> None:
         """Correct the cost of a segment (with its head) on a node by one measured run of `batch` rows."""
@@ -203,9 +236,21 @@ class Scheduler:
         src = _int("set_link_up", "src", src, 0, self._top_node)
         self._core.set_link_up(src, _int("set_link_up", "dst", dst, 0, self._top_node), bool(up))
 
-    def finish(self, task: int) -> bool:
-        """End a task whose answer came from elsewhere or that was cancelled; False when it had already ended."""
-        return self._core.finish(_int64("finish", "task", task))
+    def finish(self, task: int, confidence: float = math.nan) -> bool:
+        """End a task whose answer came from elsewhere or that was cancelled; False when it had already ended.
+
+        `confidence`: of the answer of the network's end, where it came from there (policy "splitee" learns from it).
+        """
+        return self._core.finish(_int64("finish", "task", task), _float("finish", "confidence", confidence))
+
+    def rebatch(self, segment: int, rows: int, others: int, merge_ns: int = 0) -> bool:
+        """Whether two groups of rows that wait here for `segment` are sooner through as one batch, `merge_ns` for the merge included.
+
+        DREX's profit test: G(rows) + G(others) - G(rows + others) > merge, with the batch costs of the profile, corrected.
+        """
+        segment = _int("rebatch", "segment", segment, 0, self._top_exit)
+        rows, others = _int("rebatch", "rows", rows, 1, _MAX_BATCH), _int("rebatch", "others", others, 1, _MAX_BATCH)
+        return self._core.rebatch(segment, rows, others, _int("rebatch", "merge_ns", merge_ns, 0, _INT64))
 
     def snapshot(self) -> dict:
         """Counters, the corrections learned so far and the two tables that decisions read; a copy, plain Python values.
@@ -239,9 +284,38 @@ def _float(call: str, name: str, value) -> float:
     return float(value)
 
 
-def _thresholds(thresholds, profile: Profile) -> list[float]:
+def _samples(samples, rows: int) -> dict[str, np.ndarray]:
+    if not isinstance(samples, dict) or not samples:
+        raise TypeError(f"decide_batch: samples must be a dict of arrays or None, got {type(samples).__name__}")
+    out = {}
+    for name, values in samples.items():
+        if name not in NOTHING or name == "confidence":
+            known = [n for n in NOTHING if n != "confidence"]
+            raise ValueError(f"decide_batch: samples has no {name!r}; it may hold {known}{did_you_mean(str(name), known)}")
+        whole = name in ("label", "pool")
+        values = np.asarray(values)
+        if values.dtype.kind not in ("iu" if whole else "fiu"):
+            raise TypeError(f"decide_batch: samples[{name!r}] must be {'int' if whole else 'float'}, got {values.dtype}")
+        if values.shape != (rows,):
+            raise ValueError(f"decide_batch: samples[{name!r}] must be [{rows}], got {list(values.shape)}")
+        out[name] = np.ascontiguousarray(np.clip(values, -1, _MAX_LABEL) if whole else values, np.int64 if whole else np.float64)
+    return out
+
+
+def _tenants(tenants) -> tuple[QoS, ...]:
+    if not isinstance(tenants, Sequence):
+        raise TypeError(f"Scheduler: tenants must be a sequence of QoS, got {type(tenants).__name__}")
+    for qos in tenants:
+        if not isinstance(qos, QoS):
+            raise TypeError(f"Scheduler: tenants must hold QoS, got {type(qos).__name__}")
+    if len(tenants) > 15:
+        raise ValueError(f"Scheduler: tenants must hold at most 15 classes, got {len(tenants)}")
+    return tuple(tenants)
+
+
+def _thresholds(thresholds, profile: Profile, needed: bool) -> list[float]:
     if thresholds is None:
-        if profile.gain is None and profile.num_exits:
+        if needed and profile.gain is None and profile.num_exits:
             raise ValueError(f"Scheduler: thresholds must hold {profile.num_exits} scores, got None (only a profile with a gain table goes without)")
         return [float(np.finfo(np.float32).max)] * profile.num_exits
     try:

@@ -5,38 +5,44 @@ Every formula is in docs/scheduler.md. Times are nanoseconds; floats are doubles
 
 from __future__ import annotations
 
-import ctypes
 import math
+from dataclasses import dataclass
 
+from fastee.scheduling import twin_policies as policies
 from fastee.scheduling.decision import Action, pack
 from fastee.scheduling.qos import NO_DEADLINE
+from fastee.scheduling.rules import RUN as RUN_ACTION
+from fastee.scheduling.rules import NodeView, Stats, TaskView
+from fastee.scheduling.twin_policies import EXIT, FITS_NOT, NOTHING, RUN, WAIT, Query
 
 INF = math.inf
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 EWMA_WEIGHT, OUTLIER_FACTOR, OUTLIER_STREAK = 0.1, 4.0, 5
+DRIFT, ALARM = 0.1, 0.5
 PUBLISH_CHANGE, PUBLISH_EVERY = 0.02, 16
 RATIO_LOW, RATIO_HIGH = 1e-6, 1e6
-SWITCH_GAIN = 0.9  # another place must be 10 % sooner
+REBUILD_EVERY = 10_000_000
 NS = 1e9
 COUNTERS = (
     "admitted", "refused_full", "refused_late", "exits", "forced", "late", "continued", "offloaded", "rejected", "finished",
-    "stale", "invalid", "clock_backwards", "observed", "outliers", "ignored",
+    "stale", "invalid", "clock_backwards", "observed", "outliers", "ignored", "waited", "refused_queue", "changes",
 )  # fmt: skip
 
 
 class Estimator:
-    """EWMA of measured / expected with an outlier guard, and of its relative variance; `used_*` is what the tables hold.
+    """EWMA of measured / expected with an outlier guard and change detection, and of its relative variance; `used_*` is what the tables hold.
 
     A value four times off is skipped and counted; the fifth in a row is believed. The published value follows when it has
     moved by more than 2 %, and at every 16th observation.
     """
 
-    __slots__ = ("ratio", "seen", "kept", "count", "streak", "used_ratio", "used_seen", "used_kept")
+    __slots__ = ("ratio", "seen", "kept", "count", "streak", "used_ratio", "used_seen", "used_kept", "noise", "above", "below", "fresh")
 
     def __init__(self):
         self.ratio = self.kept = self.used_ratio = self.used_kept = 1.0
         self.seen = self.used_seen = 0.0
-        self.count = self.streak = 0
+        self.noise, self.above, self.below = 0.01, 0.0, 0.0
+        self.count = self.fresh = self.streak = 0
 
     def update(self, measured: float, counters: dict) -> bool:
         """Take one ratio in; true when the published value changed."""
@@ -48,28 +54,100 @@ class Estimator:
             if self.streak < OUTLIER_STREAK:
                 return False
             self.ratio = r
+            self.above = self.below = 0.0
         else:
-            weight = max(EWMA_WEIGHT, 1.0 / (self.count + 2.0))
             off = r / self.ratio - 1.0
+            usual = DRIFT + math.sqrt(self.noise)
+            self.above = max(0.0, self.above + off - usual)
+            self.below = max(0.0, self.below - off - usual)
+            self.noise = self.noise + 0.05 * (min(off * off, 9.0 * self.noise) - self.noise)
+            if self.above > ALARM or self.below > ALARM:
+                counters["changes"] += 1
+                self.above, self.below, self.fresh = 0.0, 0.0, 0
+            weight = max(EWMA_WEIGHT, 1.0 / (self.fresh + 2.0))
             self.seen = self.seen * (1.0 - weight) + weight * (off * off)
             self.kept = self.kept * (1.0 - weight)
             self.ratio = self.ratio + weight * (r - self.ratio)
         self.streak = 0
         self.count += 1
+        self.fresh += 1
         if self.count % PUBLISH_EVERY and abs(self.ratio - self.used_ratio) <= PUBLISH_CHANGE * self.used_ratio:
             return False
         self.used_ratio, self.used_seen, self.used_kept = self.ratio, self.seen, self.kept
         return True
 
 
+@dataclass(slots=True)
+class Task:
+    """One slot of the task table."""
+
+    live: bool = False
+    deadline: int = 0
+    segment: int = 0
+    best: int = -1
+    tenant: int = 0
+    generation: int = 0
+    sum: float = 0.0
+    label: int = -1
+    run: int = 0
+    pool: int = -1
+    arm: int = -1
+
+
+class Room:
+    """Tasks that were told to WAIT, first come first out: slot -> the time at which each must go at the latest.
+
+    `soonest` is a lower bound of those times, exact after each look at everybody.
+    """
+
+    def __init__(self):
+        self.until: dict[int, int] = {}
+        self.bound = INT64_MAX
+        self.walk: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.until)
+
+    def head(self) -> int:
+        return next(iter(self.until))
+
+    def expired(self, now: int) -> int:
+        if not self.until or now < self.bound:
+            return -1
+        due = next((slot for slot, until in self.until.items() if until <= now), -1)
+        self.bound = self.until[due] if due >= 0 else min(self.until.values())
+        return due
+
+    def soonest(self) -> int:
+        return self.bound if self.until else INT64_MAX
+
+    def add(self, slot: int, until: int) -> None:
+        self.bound = min(self.bound, until) if self.until else until
+        self.until[slot] = until
+
+    def remove(self, slot: int) -> None:
+        at = list(self.until).index(slot)
+        del self.until[slot]
+        if self.walk is not None and at < self.walk:
+            self.walk -= 1
+
+    def step(self) -> int:
+        """The next one of a walk over all who wait; -1 ends it."""
+        slots = list(self.until)
+        at = 0 if self.walk is None else self.walk
+        self.walk = at + 1 if at < len(slots) else None
+        return slots[at] if at < len(slots) else -1
+
+
 class Core:
-    """State, estimates and the two policies; the methods take checked arguments (the Scheduler face checks)."""
+    """State and estimates; the methods take checked arguments (the Scheduler face checks)."""
 
     def __init__(self, config: dict):
         c = self.c = config
         self.S, self.N, self.NB = len(c["mean"]), len(c["mean"][0]), len(c["batch_sizes"])
         self.NC, self.K, self.me, self.home = len(c["wire_bytes"][0]), len(c["mean"]) - 1, c["node"], c["home"]
         self.counters = dict.fromkeys(COUNTERS, 0)
+        self.classes = [(c["deadline"], c["quantile"], c["weight"]), *c["classes"]]
         self.per_exit = [0] * self.S
         self.time = [[Estimator() for _ in range(self.N)] for _ in range(self.S)]
         self.rate = [[Estimator() for _ in range(self.N)] for _ in range(self.N)]
@@ -77,15 +155,18 @@ class Core:
         self.link_up = [[c["bandwidth"][a][b] > 0 for b in range(self.N)] for a in range(self.N)]
         self.queue, self.out_queue, self.idle = [0] * self.N, [0] * self.N, False
         self.busy_until = [INT64_MIN] * self.N
-        self.last_place = [-1] * self.S
         self.reached, self.accepted = [0] * self.K, [0] * self.K
         self.exit_probability = [0.0 if t == INF else 0.5 for t in c["thresholds"]]
-        self.now = INT64_MIN
-        capacity = c["max_tasks"]
-        self.generation, self.live = [0] * capacity, [False] * capacity
-        self.deadline, self.segment, self.best = [0] * capacity, [0] * capacity, [-1] * capacity
-        self.free = list(range(capacity - 1, -1, -1))
-        self.refresh()
+        self.now = self.next_rebuild = INT64_MIN
+        self.tasks, self.free = [Task() for _ in range(c["max_tasks"])], list(range(c["max_tasks"] - 1, -1, -1))
+        self.room = Room()
+        self.eager = self.S * self.N * self.N <= c["eager_limit"]
+        self.need, self.need_sd, self.togo, self.there, self.onward = ([[[0.0] * self.N for _ in range(self.S)] for _ in range(self.NB)] for _ in range(5))
+        self.level = self.S - 1  # of the rebuild in progress, -1 when all is current
+        self.moves_from_here()
+        while self.level >= 0:
+            self.rebuild_step()
+        self.policy = policies.Custom(self) if c["policy"] == "custom" else policies.POLICIES[c["policy"]](self)
 
     # -- estimates ---------------------------------------------------------------------------------------------------
 
@@ -99,18 +180,26 @@ class Core:
     def reachable(self, a: int, b: int) -> bool:
         return self.link_up[a][b] and self.node_up[b]
 
-    def move(self, s: int, a: int, b: int) -> tuple[float, float, int, float]:
-        """(mean, variance, codec, time on the wire) of sending the carry that enters segment s."""
+    def runs(self, s: int, n: int) -> bool:
+        return self.c["hosts"][s][n] and self.node_up[n]
+
+    def link_idle(self, p: int, now: int) -> bool:
+        return self.reachable(self.me, p) and self.busy_until[p] <= now
+
+    def move(self, s: int, a: int, b: int) -> tuple[float, float, int, float, float]:
+        """(mean, variance, codec, time on the wire, cost) of sending the carry that enters segment s."""
         if not self.reachable(a, b):
-            return INF, 0.0, -1, 0.0
+            return INF, 0.0, -1, 0.0, INF
         e, best = self.rate[a][b], None
+        per_byte, delay = 8.0 * NS / self.c["bandwidth"][a][b] * e.used_ratio, self.c["delay"][a][b] * NS
         for codec in range(self.NC):
-            wire = self.c["wire_bytes"][s][codec] * 8.0 * NS / self.c["bandwidth"][a][b] * e.used_ratio
-            mean = self.c["delay"][a][b] * NS + wire + self.c["codec_seconds"][s][codec] * NS
-            var = e.used_seen * (wire * wire)
-            sure = mean + self.c["quantile"] * math.sqrt(var)
+            size = self.c["wire_bytes"][s][codec]
+            wire = size * per_byte
+            mean = delay + wire + self.c["codec_seconds"][s][codec] * NS
+            sure = mean + self.c["quantile"] * (wire * math.sqrt(e.used_seen))
+            cost = mean + size * self.c["send_ns"][a] if self.c["send_ns"] else mean
             if best is None or sure < best[0]:
-                best = sure, mean, var, codec, wire
+                best = sure, mean, e.used_seen * (wire * wire), codec, wire, cost
         return best[1:]
 
     def return_time(self, n: int) -> float:
@@ -118,55 +207,95 @@ class Core:
             return 0.0
         if not self.reachable(n, self.home):
             return INF
-        wire = self.c["answer_bytes"] * 8.0 * NS / self.c["bandwidth"][n][self.home] * self.rate[n][self.home].used_ratio
-        return self.c["delay"][n][self.home] * NS + wire
+        per_byte = 8.0 * NS / self.c["bandwidth"][n][self.home] * self.rate[n][self.home].used_ratio
+        return self.c["delay"][n][self.home] * NS + self.c["answer_bytes"] * per_byte
 
-    def refresh(self) -> None:
-        """Tables per batch bucket: need[b][s][p] until the next answer is home (with the hit rate), togo[b][s][p] until the end."""
-        S, N, z = self.S, self.N, self.c["quantile"]
-        home = [self.return_time(n) for n in range(N)]
-        moves = [[[None if a == b else self.move(s, a, b) for b in range(N)] for a in range(N)] for s in range(S)]
-        runs = [[self.c["hosts"][s][n] and self.node_up[n] for n in range(N)] for s in range(S)]
-        self.ret, self.codec, self.wire = home[self.me], [[-1] * N for _ in range(S)], [[0.0] * N for _ in range(S)]
-        self.need = [[[INF] * N for _ in range(S)] for _ in range(self.NB)]
-        self.togo = [[[INF] * N for _ in range(S)] for _ in range(self.NB)]
-        for b in range(self.NB):
-            onward = [0.0] * N
-            for s in range(S - 1, -1, -1):
-                there = [INF] * N  # from the start of segment s on node p to the answer at home
-                for p in range(N):
-                    if not runs[s][p]:
-                        continue
-                    mean, var = self.segment_time(s, p, b)
-                    there[p] = mean + (home[p] if s == self.K else mix(self.exit_probability[s], home[p], onward[p]))
-                    if p == self.me:
-                        self.need[b][s][p] = mean + home[p] + z * math.sqrt(var)
-                        self.togo[b][s][p] = there[p]
-                    else:
-                        go, go_var, self.codec[s][p], self.wire[s][p] = moves[s][self.me][p]
-                        self.need[b][s][p] = go + mean + home[p] + z * math.sqrt(go_var + var)
-                        self.togo[b][s][p] = go + there[p]
-                onward = [min(there[p] if p == n else moves[s][n][p][0] + there[p] for p in range(N)) for n in range(N)]
-        self.refresh_queues()
+    def moves_from_here(self) -> None:
+        """What a decision needs of the links and queues, always current."""
+        self.home_ns = [self.return_time(n) for n in range(self.N)]
+        away = [[(INF, 0.0, -1, 0.0, INF) if p == self.me else self.move(s, self.me, p) for p in range(self.N)] for s in range(self.S)]
+        self.move_ns, self.move_var, self.codec, self.wire, self.move_cost = ([[m[i] for m in row] for row in away] for i in range(5))
+        self.queues()
 
-    def refresh_queues(self) -> None:
-        self.wait, self.wait_sure = [0.0] * self.N, [0.0] * self.N
+    def queues(self) -> None:
+        self.wait, self.wait_sd = [0.0] * self.N, [0.0] * self.N
         for n in range(self.N):
-            total = total_var = hosted = 0.0
-            for s in range(self.S):
-                if self.c["hosts"][s][n]:
-                    mean, var = self.segment_time(s, n, 0)
-                    total, total_var, hosted = total + mean, total_var + var, hosted + 1.0
-            if hosted:
-                self.wait[n] = self.queue[n] * (total / hosted)
-                self.wait_sure[n] = self.wait[n] + self.c["quantile"] * math.sqrt(self.queue[n] * (total_var / hosted))
+            runs = [self.segment_time(s, n, 0) for s in range(self.S) if self.c["hosts"][s][n]]
+            if runs:
+                total = total_var = 0.0
+                for mean, var in runs:
+                    total, total_var = total + mean, total_var + var
+                self.wait[n] = self.queue[n] * (total / len(runs))
+                self.wait_sd[n] = math.sqrt(self.queue[n] * (total_var / len(runs)))
+
+    def mean_task_time(self, n: int) -> float:
+        total, hosted = 0.0, sum(self.c["hosts"][s][n] for s in range(self.S))
+        for s in range(self.S):
+            if self.c["hosts"][s][n]:
+                total += self.segment_time(s, n, 0)[0]
+        return total / hosted if hosted else 0.0
+
+    def place(self, b: int, s: int, p: int) -> None:
+        """need (mean, deviation) until the next answer is home, togo until the end, there: the end from the start of s on p."""
+        self.need[b][s][p] = self.togo[b][s][p] = self.there[b][s][p] = INF
+        self.need_sd[b][s][p] = 0.0
+        if not self.runs(s, p):
+            return
+        mean, var = self.segment_time(s, p, b)
+        price = 1.0 + self.c["surcharge"][p] if self.c["surcharge"] else 1.0
+        after = self.home_ns[p] if s == self.K else mix(self.exit_probability[s], self.home_ns[p], self.onward[b][s + 1][p])
+        there = self.there[b][s][p] = mean * price + after
+        if p == self.me:
+            self.need[b][s][p], self.need_sd[b][s][p], self.togo[b][s][p] = mean + self.home_ns[p], math.sqrt(var), there
+        else:
+            self.need[b][s][p] = self.move_ns[s][p] + mean + self.home_ns[p]
+            self.need_sd[b][s][p] = math.sqrt(self.move_var[s][p] + var)
+            self.togo[b][s][p] = self.move_cost[s][p] + there
+
+    def rebuild_step(self) -> None:
+        """Bring one segment of the tables up; onward[b][s][n]: cheapest expected end from the end of s - 1 on n."""
+        if self.level < 0:
+            return
+        s, self.level = self.level, self.level - 1
+        for b in range(self.NB):
+            for p in range(self.N):
+                self.place(b, s, p)
+        for n in range(self.N):
+            costs = [0.0 if p == n else self.move(s, n, p)[4] for p in range(self.N)]
+            for b in range(self.NB):
+                self.onward[b][s][n] = min(cost + there for cost, there in zip(costs, self.there[b][s], strict=True))
+
+    def refresh(self, segment: int, places=()) -> None:
+        """Segments after `segment` are not touched; (segment, node) of `places` are brought up at once in a large world too."""
+        self.moves_from_here()
+        self.level = max(self.level, segment)
+        while self.eager and self.level >= 0:
+            self.rebuild_step()
+        if not self.eager:
+            for s, p in places:
+                for b in range(self.NB):
+                    self.place(b, s, p)
+
+    def everywhere(self, *nodes: int) -> list[tuple[int, int]]:
+        return [(s, p) for s in range(self.S) for p in nodes]
+
+    def time_at(self, b: int, s: int, p: int, now: int, rounds: float, z: float) -> float:
+        """Until the next answer is at home with quantile z, if the task goes to p now."""
+        extra = self.delay_at(s, p, now, rounds)
+        return (self.need[b][s][p] + z * self.need_sd[b][s][p]) + ((self.wait[p] + z * self.wait_sd[p]) + extra)
+
+    def rebatch(self, segment: int, rows: int, others: int, merge_ns: int) -> bool:
+        apart = self.expected(segment, self.me, rows) + self.expected(segment, self.me, others)
+        return (apart - self.expected(segment, self.me, rows + others)) * self.time[segment][self.me].used_ratio > merge_ns
 
     def observe(self, segment: int, node: int, batch: int, duration: int) -> None:
         expected = self.expected(segment, node, batch)
         if not expected > 0 or duration <= 0:
             self.counters["ignored"] += 1
-        elif self.time[segment][node].update(duration / expected, self.counters):
-            self.refresh()
+            return
+        if self.time[segment][node].update(duration / expected, self.counters):
+            self.refresh(segment, [(segment, node)])
+        self.policy.observed(node, batch, duration)
 
     def expected(self, segment: int, node: int, batch: int) -> float:
         sizes, mean = self.c["batch_sizes"], self.c["mean"][segment][node]
@@ -183,23 +312,27 @@ class Core:
         wire = nbytes * 8.0 * NS / bandwidth if bandwidth > 0 and src != dst else 0.0
         if duration <= 0 or not wire > 0 or wire < 0.25 * delay:  # a short message tells the delay, not the rate
             self.counters["ignored"] += 1
+            if not (duration > 0 and bandwidth > 0 and src != dst):
+                return
         elif self.rate[src][dst].update((duration - delay) / wire, self.counters):
-            self.refresh()
+            self.refresh(self.K, self.everywhere(src, dst))
+        self.policy.observed_link(src, dst, nbytes, duration)
 
     def observe_queue(self, node: int, length: int, out_length: int) -> None:
         self.queue[node], self.out_queue[node] = length, out_length
-        self.refresh_queues()
+        self.queues()
+        self.policy.observed_queue(node, self.now)
 
     def set_node_up(self, node: int, up: bool) -> None:
         if self.node_up[node] != up:
             self.node_up[node] = up
-            self.refresh()
+            self.refresh(self.K, self.everywhere(*(range(self.N) if node == self.home else [node])))
 
     def set_link_up(self, src: int, dst: int, up: bool) -> None:
         up = up and self.c["bandwidth"][src][dst] > 0
         if self.link_up[src][dst] != up:
             self.link_up[src][dst] = up
-            self.refresh()
+            self.refresh(self.K, self.everywhere(src, dst))
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
@@ -210,116 +343,182 @@ class Core:
             self.now = now
         return self.now
 
-    def admit(self, now: int, deadline: int | None, segment: int) -> int:
+    def admit(self, now: int, deadline: int | None, segment: int, tenant: int) -> int:
         now = self.clock(now)
+        usual = self.classes[tenant][0]
         if deadline is None:
-            deadline = min(now + self.c["deadline"], INT64_MAX) if self.c["deadline"] != NO_DEADLINE else NO_DEADLINE
+            deadline = min(now + usual, INT64_MAX) if usual != NO_DEADLINE else NO_DEADLINE
         if deadline <= now:
             self.counters["refused_late"] += 1
             return -1
         if not self.free:
             self.counters["refused_full"] += 1
             return -1
+        if not self.policy.admits():
+            self.counters["refused_queue"] += 1
+            return -1
         slot = self.free.pop()
-        self.live[slot], self.deadline[slot], self.segment[slot], self.best[slot] = True, deadline, segment, segment - 1
+        self.tasks[slot] = Task(True, deadline, segment, segment - 1, tenant, self.tasks[slot].generation)
         self.counters["admitted"] += 1
-        return self.generation[slot] << 32 | slot
+        self.policy.admitted(slot)
+        return self.handle(slot)
+
+    def handle(self, slot: int) -> int:
+        return self.tasks[slot].generation << 32 | slot
 
     def find(self, task: int) -> int:
-        """The slot of a live task, else -1 (counted)."""
+        """The slot of a live task, else -1."""
         slot = task & 0xFFFFFFFF
-        if 0 <= task and slot < len(self.live) and self.live[slot] and self.generation[slot] == task >> 32:
-            return slot
-        self.counters["stale"] += 1
-        return -1
+        found = 0 <= task and slot < len(self.tasks) and self.tasks[slot].live and self.tasks[slot].generation == task >> 32
+        return slot if found else -1
 
     def release(self, slot: int) -> None:
-        self.live[slot] = False
-        self.generation[slot] = (self.generation[slot] + 1) & 0x7FFFFFFF
+        self.tasks[slot].live = False
+        self.tasks[slot].generation = (self.tasks[slot].generation + 1) & 0x7FFFFFFF
         self.free.append(slot)
 
-    def finish(self, task: int) -> bool:
+    def finish(self, task: int, confidence: float) -> bool:
         slot = self.find(task)
         if slot < 0:
+            self.counters["stale"] += 1
             return False
         self.counters["finished"] += 1
+        if slot in self.room.until:
+            self.room.remove(slot)
+        self.policy.finished(slot, confidence)
         self.release(slot)
         return True
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
-    def accepts(self, exit: int, confidence: float) -> bool:
-        """u >= threshold in fp32, as the exit-head kernels compare; NaN never."""
-        return 0 <= exit < self.K and f32(confidence) >= self.c["thresholds"][exit]
+    def query_of(self, slot: int, now: int, sample: dict) -> Query:
+        task = self.tasks[slot]
+        slack = INF if task.deadline == NO_DEADLINE else float(clamp64(task.deadline - now))
+        _, z, weight = self.classes[task.tenant]
+        return Query(slot, task.segment, -1, sample, slack, now, 0, 0.0, z, weight)
+
+    def accepts(self, slot: int, exit: int, sample: dict, now: int) -> bool:
+        if self.c["rule"] is None:
+            return self.policy.accepts(slot, exit, sample)
+        if self.c["thresholds"][exit] == INF or sample["confidence"] != sample["confidence"]:
+            return False
+        q = self.query_of(slot, now, sample)
+        q.exit = exit
+        return bool(self.c["rule"](self.stats_view(q), self.task_view(q), self.node_view(q, self.me)))
+
+    def stats_view(self, q: Query) -> Stats:
+        x = q.sample
+        threshold = self.c["thresholds"][q.exit] if q.exit >= 0 else math.nan
+        return Stats(x["confidence"], threshold, x["max_prob"], x["margin"], x["entropy"], x["lse"], x["gate"], x["delta"], x["label"], q.exit)
+
+    def task_view(self, q: Query) -> TaskView:
+        t = self.tasks[q.slot]
+        return TaskView(q.slack / NS, q.weight, t.segment, self.K, t.best, t.pool, t.tenant)
+
+    def node_view(self, q: Query, p: int) -> NodeView:
+        s, b = q.segment, q.bucket
+        t = self.time_at(b, s, p, q.now, q.rounds, q.z)
+        end = self.togo[b][s][p] + (self.wait[p] + self.delay_at(s, p, q.now, q.rounds))
+        return NodeView(t / NS, end / NS, self.wait[p] / NS, p, int(p == self.me), int(t <= q.slack and t < INF), self.queue[p],
+                        int(p == self.me and self.idle), RUN_ACTION + p)
 
     def decide(self, task: int, exit: int, sample: dict, now: int) -> int:
-        return self.decide_row(task, exit, sample["confidence"], self.clock(now), 0, 0.0)
+        return self.decide_row(task, exit, sample, self.clock(now), 0, 0.0)
 
-    def poll(self, now: int) -> tuple[int, int] | None:
-        self.clock(now)
-        return None
-
-    def next_tick(self) -> int:
-        return INT64_MAX
-
-    def tick(self, now: int) -> None:
-        self.clock(now)
-
-    def admit_interval(self) -> float:
-        return 0.0
-
-    def set_idle(self, idle: bool) -> None:
-        self.idle = idle
-
-    def decide_batch(self, tasks, exit: int, confidences, now: int) -> list[int]:
+    def decide_batch(self, tasks, exit: int, confidences, samples, now: int) -> list[int]:
         now = self.clock(now)
-        staying = sum(not self.accepts(exit, u) for u in confidences)
+        rows = samples or [{**NOTHING, "confidence": u} for u in confidences]
+        self.policy.batch_begins(confidences)
+        staying = len(rows)
+        if 0 <= exit < self.K:
+            staying -= sum(slot >= 0 and self.accepts(slot, exit, x, now) for slot, x in zip(map(self.find, tasks), rows, strict=True))
         sizes = self.c["batch_sizes"]
         bucket = next((b for b, size in enumerate(sizes) if size >= staying), len(sizes) - 1)
         rounds = (staying - 1) // sizes[-1] if staying > 0 else 0  # full batches that run before the last one
-        return [self.decide_row(t, exit, u, now, bucket, float(rounds)) for t, u in zip(tasks, confidences, strict=True)]
+        codes = [self.decide_row(t, exit, x, now, bucket, float(rounds)) for t, x in zip(tasks, rows, strict=True)]
+        self.policy.batch_ends()
+        return codes
 
-    def decide_row(self, task: int, exit: int, confidence: float, now: int, bucket: int, rounds: float) -> int:
+    def decide_row(self, task: int, exit: int, sample: dict, now: int, bucket: int, rounds: float) -> int:
         count, slot = self.counters, self.find(task)
         if slot < 0:
+            count["stale"] += 1
             return pack(Action.REJECT, -1, -1, False)
-        if not -1 <= exit <= self.K:
-            count["invalid"] += 1
-            exit = -1
+        if slot in self.room.until:
+            self.room.remove(slot)
+        t = self.tasks[slot]
         if exit >= 0:
-            self.segment[slot] = exit + 1
-            self.best[slot] = max(self.best[slot], exit)
-        s, deadline = self.segment[slot], self.deadline[slot]
-        slack = INF if deadline == NO_DEADLINE else float(clamp64(deadline - now))
-        if s > self.K:
-            return self.end(slot, slack, False)
+            t.segment, t.best = exit + 1, max(t.best, exit)
+        q = self.query_of(slot, now, sample)
+        if t.segment > self.K:
+            return self.end(slot, q.slack, False, sample)
         if exit >= 0:
-            accepted = self.accepts(exit, confidence)
+            accepted = self.accepts(slot, exit, sample, now)
+            self.policy.learn(slot, exit, sample, accepted)
             self.learn_exit(exit, accepted)
             if accepted:
-                return self.end(slot, slack, False)
-        place = self.place_deadline if self.c["policy"] == "deadline" else self.place_threshold
-        action, node = place(s, exit, confidence, slack, now, bucket, rounds)
-        if action is None and self.best[slot] < 0:
+                return self.end(slot, q.slack, False, sample)
+        q.exit, q.bucket, q.rounds = exit, bucket, rounds
+        return self.act(slot, self.policy.place(q), q.slack, now)
+
+    def act(self, slot: int, choice, slack: float, now: int) -> int:
+        kind, node, until = choice
+        t, count = self.tasks[slot], self.counters
+        if kind == EXIT or (kind == FITS_NOT and t.best >= 0):
+            return self.end(slot, slack, kind == FITS_NOT, None)
+        if kind == FITS_NOT:
             count["rejected"] += 1
             self.release(slot)
             return pack(Action.REJECT, -1, -1, False)
-        if action is None or action == Action.EXIT:
-            return self.end(slot, slack, action is None)
-        if action == Action.CONTINUE:
+        if kind == WAIT:
+            count["waited"] += 1
+            self.room.add(slot, until)
+            return pack(Action.WAIT, self.me, -1, False, (INT64_MAX if until == INT64_MAX else until - now) // 1000)
+        if node == self.me:
             count["continued"] += 1
             return pack(Action.CONTINUE, self.me, -1, False)
         count["offloaded"] += 1
-        self.busy_until[node] = min(max(self.busy_until[node], now) + int(min(self.wire[s][node], 1e15)), INT64_MAX)
-        return pack(Action.OFFLOAD, node, self.codec[s][node], False)
+        self.busy_until[node] = min(max(self.busy_until[node], now) + int(min(self.wire[t.segment][node], 1e15)), INT64_MAX)
+        return pack(Action.OFFLOAD, node, self.codec[t.segment][node], False)
 
-    def end(self, slot: int, slack: float, forced: bool) -> int:
+    def end(self, slot: int, slack: float, forced: bool, sample: dict | None) -> int:
+        best = self.tasks[slot].best
         self.counters["exits"] += 1
         self.counters["forced"] += forced
-        self.counters["late"] += slack < self.ret
-        self.per_exit[self.best[slot]] += 1
+        self.counters["late"] += slack < self.home_ns[self.me]
+        self.per_exit[best] += 1
+        self.policy.ended(slot, best, sample, forced)
         self.release(slot)
         return pack(Action.EXIT, self.me, -1, forced)
+
+    def poll(self, now: int) -> tuple[int, int] | None:
+        now = self.clock(now)
+        slot = self.room.expired(now)
+        found = self.policy.poll(now) if slot < 0 else (slot, self.policy.usual(self.query_of(slot, now, NOTHING)))
+        if found is None:
+            return None
+        slot, choice = found
+        self.room.remove(slot)
+        task, code = self.handle(slot), self.act(slot, choice, self.query_of(slot, now, NOTHING).slack, now)
+        if choice[0] == RUN and choice[1] == self.me:
+            self.idle = False
+        return task, code
+
+    def next_tick(self) -> int:
+        return min(self.policy.next_tick(), self.room.soonest(), max(self.next_rebuild, self.now) if self.level >= 0 else INT64_MAX)
+
+    def tick(self, now: int) -> None:
+        now = self.clock(now)
+        self.policy.tick(now)
+        if self.level >= 0 and now >= self.next_rebuild:
+            self.rebuild_step()
+            self.next_rebuild = min(now + REBUILD_EVERY, INT64_MAX)
+
+    def admit_interval(self) -> float:
+        return self.policy.admit_interval()
+
+    def set_idle(self, idle: bool) -> None:
+        self.idle = idle
 
     def learn_exit(self, exit: int, accepted: bool) -> None:
         if self.c["thresholds"][exit] == INF:
@@ -331,7 +530,7 @@ class Core:
             p = (self.accepted[exit] + 1.0) / (n + 2.0)
             if abs(p - self.exit_probability[exit]) > PUBLISH_CHANGE:
                 self.exit_probability[exit] = p
-                self.refresh()
+                self.refresh(exit)
 
     def delay_at(self, s: int, p: int, now: int, rounds: float) -> float:
         """What stands before node p beside its queue: this node's earlier sends on that link, or the earlier batches here."""
@@ -339,51 +538,12 @@ class Core:
             return rounds * self.segment_time(s, p, self.NB - 1)[0] if rounds > 0 else 0.0
         return float(clamp64(self.busy_until[p] - now)) if self.busy_until[p] > now else 0.0
 
-    def place_threshold(self, s, exit, confidence, slack, now, bucket, rounds):
-        need = [self.need[bucket][s][p] + (self.wait_sure[p] + self.delay_at(s, p, now, rounds)) for p in range(self.N)]
-        if need[self.me] <= slack and need[self.me] < INF:
-            return Action.CONTINUE, self.me
-        fits = [p for p in range(self.N) if p != self.me and need[p] <= slack and need[p] < INF]
-        if not fits:
-            return None, -1
-        return Action.OFFLOAD, min(fits, key=lambda p: need[p])
-
-    def place_deadline(self, s, exit, confidence, slack, now, bucket, rounds):
-        best, best_end, stay, stay_end = -1, INF, -1, INF
-        for p in range(self.N):
-            extra = self.delay_at(s, p, now, rounds)
-            need = self.need[bucket][s][p] + (self.wait_sure[p] + extra)
-            if not (need <= slack and need < INF):
-                continue
-            end = self.togo[bucket][s][p] + (self.wait[p] + extra)
-            if best < 0 or end < best_end:
-                best, best_end = p, end
-            if p == self.last_place[s]:
-                stay, stay_end = p, end
-        if best < 0:
-            return None, -1
-        if stay >= 0 and not best_end < SWITCH_GAIN * stay_end:
-            best, best_end = stay, stay_end
-        if exit >= 0 and self.c["gain"] is not None and self.c["thresholds"][exit] < INF and confidence == confidence:
-            gain = self.c["gain"][exit][self.gain_bin(confidence)]
-            later = INF if best_end == INF else best_end - self.ret
-            cost = self.c["cost_weight"] * (later / NS) if self.c["cost_weight"] > 0 else 0.0
-            if gain <= cost and gain <= self.c["max_drop"]:
-                return Action.EXIT, self.me
-        self.last_place[s] = best
-        return (Action.CONTINUE if best == self.me else Action.OFFLOAD), best
-
-    def gain_bin(self, confidence: float) -> int:
-        low, high = self.c["gain_range"]
-        bins = len(self.c["gain"][0])
-        at = (confidence - low) / (high - low) * bins
-        return 0 if at < 1 else bins - 1 if at >= bins else int(at)
-
     def snapshot(self) -> dict:
         return {
             **self.counters,
-            "live": sum(self.live),
-            "capacity": len(self.live),
+            "live": len(self.tasks) - len(self.free),
+            "waiting": len(self.room),
+            "capacity": len(self.tasks),
             "per_exit": list(self.per_exit),
             "exit_probability": list(self.exit_probability),
             "segment_ratio": [[e.ratio for e in row] for row in self.time],
@@ -391,18 +551,14 @@ class Core:
             "queue": list(self.queue),
             "node_up": list(self.node_up),
             "link_up": [list(row) for row in self.link_up],
-            "next_answer_ns": [list(row) for row in self.need[0]],
+            "next_answer_ns": [[self.need[0][s][p] + self.c["quantile"] * self.need_sd[0][s][p] for p in range(self.N)] for s in range(self.S)],
             "completion_ns": [list(row) for row in self.togo[0]],
+            **self.policy.state(),
         }
 
 
 def clamp64(value: int) -> int:
     return min(max(value, INT64_MIN), INT64_MAX)
-
-
-def f32(value: float) -> float:
-    """Round to fp32 as C does (too large becomes infinite)."""
-    return ctypes.c_float(value).value
 
 
 def mix(p: float, a: float, b: float) -> float:

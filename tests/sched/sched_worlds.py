@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fastee.scheduling import Profile, QoS, Scheduler
+from fastee.scheduling import Costs, Profile, QoS, Scheduler
 
 
 def small_profile(**changes) -> Profile:
@@ -43,17 +43,52 @@ def random_profile(rng: np.random.Generator) -> Profile:
     )  # fmt: skip
 
 
-def random_arguments(rng: np.random.Generator) -> dict:
+def random_params(policy: str, rng: np.random.Generator, nodes: int, exits: int) -> dict:
+    """Numbers for one policy, drawn wide enough that every branch of its rule is taken."""
+    yes = lambda: bool(rng.random() < 0.5)
+    if policy == "patience":
+        return {"patience": int(rng.integers(1, 4))}
+    if policy == "distree":
+        return {"delta": [float(d) for d in rng.choice([0.0, 0.3, 0.6, math.inf], exits)], "students": yes()}
+    if policy == "mdi_exit":
+        mu_min, mu_max = float(rng.choice([1e-4, 5e-3])), float(rng.choice([0.02, 10.0]))
+        return {"adapt": str(rng.choice(["none", "rate", "threshold"])), "raw_offload": yes(), "t_o": int(rng.integers(0, 4)),
+                "t_q1": int(rng.integers(0, 2)), "t_q2": int(rng.integers(2, 5)), "q_max": int(rng.choice([4, 1000])), "takeover": int(rng.integers(1, 4)),
+                "period": float(10.0 ** rng.uniform(-3, -1)), "mu": float(rng.uniform(mu_min, mu_max)), "mu_min": mu_min, "mu_max": mu_max,
+                "weight": float(rng.uniform(0.1, 1.0)), "report_age": float(rng.choice([1.0, 50.0]))}  # fmt: skip
+    if policy == "dimee":
+        first = int(rng.integers(0, exits - 1))
+        return {"alpha": float(rng.choice([0.5, 0.75, 1.1])), "tiers": rng.integers(0, nodes, 3).tolist(), "cuts": [first, int(rng.integers(first + 1, exits))]}
+    if policy == "splitee":
+        return {"alpha": float(rng.choice([0.3, 0.75])), "cloud": int(rng.integers(-1, nodes)), "side_information": yes(), "explore": float(rng.uniform(0, 2)),
+                "offload_cost": float(rng.uniform(0, 0.6)), "layer_cost": float(rng.uniform(0, 0.2))}
+    if policy == "daisy":
+        return {"mode": str(rng.choice(["eval", "train"])), "range": str(rng.choice(["avg", "min_max", "threshold"])), "u_threshold": float(rng.uniform(0, 1)),
+                "inf_threshold": float(rng.uniform(0, 0.5)), "counts": [1, *rng.integers(0, 20, exits).tolist()], "batch_mode": str(rng.choice(["per_sample", "all"]))}
+    return {}
+
+
+def random_arguments(rng: np.random.Generator, policy: str | None = None) -> dict:
+    policy = policy or str(rng.choice(["deadline", "threshold"]))
     prof = random_profile(rng)
+    while policy == "dimee" and prof.num_exits < 2:
+        prof = random_profile(rng)
     s, n = prof.num_segments, len(prof.nodes)
+    some = lambda: rng.uniform(0, 2, n) * (rng.random(n) < 0.7)
+    cost_weight = float(rng.choice([0.0, 0.5, 10.0]))
+    priced = cost_weight > 0 and rng.random() < 0.5
     hosts = rng.random((s, n)) < 0.8
     hosts[np.arange(s), rng.integers(0, n, s)] = True
     return dict(
-        profile=prof, policy=str(rng.choice(["deadline", "threshold"])), node=int(rng.integers(n)), home=int(rng.integers(n)),
+        profile=prof, policy=policy, params=random_params(policy, rng, n, s - 1), seed=int(rng.integers(0, 1 << 62)), node=int(rng.integers(n)), home=int(rng.integers(n)),
         thresholds=[float(t) for t in rng.choice([0.0, 0.3, 0.7, 0.9, math.inf, -0.4], s - 1)], hosts=hosts if rng.random() < 0.5 else None,
         max_tasks=int(rng.integers(1, 40)), answer_bytes=int(rng.integers(0, 5000)),
         qos=QoS(deadline=None if rng.random() < 0.1 else float(10.0 ** rng.uniform(-3.5, -0.5)), hit_rate=float(rng.uniform(0.5, 0.999)),
-                max_drop=None if rng.random() < 0.5 else float(rng.uniform(0, 0.1)), cost_weight=float(rng.choice([0.0, 0.5, 10.0]))),
+                max_drop=None if rng.random() < 0.5 else float(rng.uniform(0, 0.1)), cost_weight=cost_weight,
+                energy_weight=float(rng.uniform(0, 1)), money_weight=float(rng.uniform(0, 1)), weight=float(rng.choice([1.0, 0.2, 3.0]))),
+        tenants=[QoS(deadline=float(10.0 ** rng.uniform(-3, -1)), hit_rate=float(rng.uniform(0.5, 0.999)), weight=float(rng.uniform(0, 2)))
+                 for _ in range(rng.integers(0, 3))],
+        costs=Costs(watts=some(), joules_per_byte=some() * 1e-6, price_per_second=some(), price_per_byte=some() * 1e-6) if priced else None,
     )  # fmt: skip
 
 
@@ -64,21 +99,25 @@ def play(sched: Scheduler, rng: np.random.Generator, events: int) -> list:
     pick = lambda: int(handles[rng.integers(len(handles))])
     edges = [0.3, 0.7, 0.9, -0.4, float(np.float32(0.7)), math.nan, math.inf, -math.inf]  # thresholds, and what is no score
     score = lambda: float(rng.choice(edges)) if rng.random() < 0.2 else float(rng.uniform(-1, 1) if rng.random() < 0.2 else rng.random())
+    sample = lambda: {"gate": score(), "delta": float(rng.choice([0.1, 0.5, math.inf, math.nan])), "label": int(rng.integers(-1, 3)), "pool": int(rng.integers(-1, 4)),
+                      "max_prob": score(), "margin": score(), "entropy": score(), "lse": score()}  # fmt: skip
     for _ in range(events):
         now += int(rng.integers(0, 2_000_000)) if rng.random() < 0.95 else -int(rng.integers(0, 5_000_000))
         kind = rng.random()
         if kind < 0.25:
             deadline = None if rng.random() < 0.7 else now + int(rng.integers(-1_000_000, 50_000_000))
-            handles.append(sched.admit(now, deadline, int(rng.integers(0, k + 1)) if rng.random() < 0.3 else 0))
+            handles.append(sched.admit(now, deadline, int(rng.integers(0, k + 1)) if rng.random() < 0.3 else 0, int(rng.integers(0, len(sched.tenants) + 1))))
             log.append(handles[-1])
             del handles[:-30]
         elif kind < 0.60:
-            d = sched.decide(pick(), int(rng.integers(-1, k + 1)), score(), now)
+            d = sched.decide(pick(), int(rng.integers(-1, k + 1)), score(), now, **(sample() if rng.random() < 0.7 else {}))
             log.append((d.action, d.node, d.codec, d.forced, d.until, d.code))
         elif kind < 0.70:
             rows = int(rng.integers(0, 12))
             tasks = [pick() for _ in range(rows)]
-            log.append(sched.decide_batch(tasks, int(rng.integers(-1, k + 1)), [score() for _ in range(rows)], now).tolist())
+            exit, scores, samples = int(rng.integers(-1, k + 1)), [score() for _ in range(rows)], [sample() for _ in range(rows)]
+            extra = {name: [x[name] for x in samples] for name in samples[0]} if rows and rng.random() < 0.5 else None
+            log.append(sched.decide_batch(tasks, exit, scores, now, extra).tolist())
         elif kind < 0.82:
             s, p = int(rng.integers(k + 1)), int(rng.integers(n))
             rows = int(rng.integers(1, 60))
@@ -90,11 +129,24 @@ def play(sched: Scheduler, rng: np.random.Generator, events: int) -> list:
             usual = nbytes * 8e9 / max(float(prof.bandwidth[a, b]), 1e5) + float(prof.delay[a, b]) * 1e9
             sched.observe_link(a, b, nbytes, max(1, int(usual * 10.0 ** rng.normal(0, 0.2))))
         elif kind < 0.94:
-            sched.observe_queue(int(rng.integers(n)), int(rng.integers(0, 6)))
+            sched.observe_queue(int(rng.integers(n)), int(rng.integers(0, 6)), int(rng.integers(0, 3)))
+            sched.set_idle(bool(rng.random() < 0.5))
         elif kind < 0.96:
             sched.set_node_up(int(rng.integers(n)), bool(rng.random() < 0.6))
         elif kind < 0.97:
             sched.set_link_up(int(rng.integers(n)), int(rng.integers(n)), bool(rng.random() < 0.6))
+        elif kind < 0.98:
+            log.append(sched.rebatch(int(rng.integers(k + 1)), int(rng.integers(1, 40)), int(rng.integers(1, 40)), int(rng.integers(0, 10**6))))
         else:
-            log.append(sched.finish(pick()))
+            log.append(sched.finish(pick(), float(rng.random()) if rng.random() < 0.5 else math.nan))
+        if rng.random() < 0.5:
+            for _ in range(int(rng.integers(1, 6))):
+                found = sched.poll(now)
+                log.append(found and (found[0], found[1].code, found[1].until))
+                if found is None:
+                    break
+        if rng.random() < 0.3:
+            log.append((sched.next_tick(), sched.admit_interval()))
+            if now >= sched.next_tick():
+                sched.tick(now)
     return log

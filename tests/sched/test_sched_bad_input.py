@@ -11,7 +11,7 @@ import pytest
 from sched_worlds import local_profile, small_profile
 
 from fastee.errors import BackendUnavailable, CheckpointMismatch
-from fastee.scheduling import Profile, QoS, Scheduler, parse_link
+from fastee.scheduling import POLICIES, Profile, QoS, Scheduler, parse_link
 from fastee.scheduling import scheduler as face
 
 
@@ -75,7 +75,7 @@ P, Q = small_profile(), QoS(deadline=1.0)
 CONSTRUCTIONS = [
     (dict(profile={}), TypeError, "Scheduler: profile must be a Profile, got dict"),
     (dict(qos=0.1), TypeError, "Scheduler: qos must be a QoS, got float"),
-    (dict(policy="dedline"), ValueError, "Scheduler: policy must be one of ['deadline', 'threshold'], got 'dedline', did you mean 'deadline'?"),
+    (dict(policy="dedline"), ValueError, f"Scheduler: policy must be one of {list(POLICIES)}, got 'dedline', did you mean 'deadline'?"),
     (dict(thresholds=None), ValueError,
      "Scheduler: thresholds must hold 2 scores, got None (only a profile with a gain table goes without)"),
     (dict(thresholds=[0.9]), ValueError, "Scheduler: thresholds must hold 2 scores, one per exit, got 1"),
@@ -107,7 +107,7 @@ def test_construction(native, change, error, message):
     ("thresholds", np.array([0.9, np.nan]), "Scheduler: thresholds must not be NaN"),
     ("batch_sizes", [8, 1], "Scheduler: batch_sizes (rising) must be in 9..1073741824, got 1"),
     ("batch_sizes", [1], "Scheduler: mean must have shape [3, 2, 1], got [3, 2, 2]"),
-    ("policy", "none", "Scheduler: policy must be one of deadline, threshold, got 'none'"),
+    ("policy", "none", "Scheduler: policy must be one of deadline, threshold, patience, distree, mdi_exit, dimee, splitee, jei_gate, daisy, custom, got 'none'"),
     ("node", 5, "Scheduler: node must be in 0..1, got 5"),
     ("max_tasks", 1 << 40, "Scheduler: max_tasks must be in 1..16777216, got 1099511627776"),
     ("quantile", math.inf, "Scheduler: quantile must be finite and >= 0, got inf"),
