@@ -24,6 +24,7 @@ _PUBLIC = {
     "Scheduler": "fastee.scheduling",
     "rule": "fastee.scheduling",
     "policy": "fastee.scheduling",
+    "plan": "fastee.planning",
     "simulate": "fastee.simulation",
     "local_cluster": "fastee.cluster",
     "Cluster": "fastee.cluster",
@@ -31,7 +32,7 @@ _PUBLIC = {
     "doctor": "fastee.dispatch",
     "FasteeError": "fastee.errors",
 }
-_ROOMS = ("ops", "reference", "nn", "training", "calibration", "scheduling", "simulation", "cluster", "data", "report", "testing", "dispatch", "native", "errors")
+_ROOMS = ("ops", "reference", "nn", "training", "calibration", "scheduling", "planning", "simulation", "cluster", "data", "report", "testing", "dispatch", "native", "errors")
 
 __all__ = [*_PUBLIC, "ops", "calibration", "__version__"]
 
