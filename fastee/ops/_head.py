@@ -71,7 +71,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
 
     backends = (
         dispatch.Backend("cpu", run_cpu, cpu_declines),
-        dispatch.Backend("numba", run_numba, numba_declines, lambda x, w, *rest: _numba.not_ready("exit_head") or _numba.large_product(x.shape[0], w)),
+        dispatch.Backend("numba", run_numba, numba_declines, lambda x, w, *rest: _numba.not_ready("exit_head") or _numba.large(x, w)),
         dispatch.Backend("reference", run_reference),
     )
     op = dispatch.register(dispatch.Op(name, backends, check))

@@ -12,10 +12,11 @@ from fastee.kernels import numba
 from fastee.reference import Norm
 
 NORMS = {"": 0, "layer": 1, "rms": 2, "affine": 3}
-LARGE = 1_000_000
+LARGE = 400_000
 MEASURES = ("max_prob", "margin", "entropy", "energy")
 NO_NORM = Norm("", None, None, 0.0)
-SLOW_MOVES = "torch moves rows as fast"
+MOVES = "torch moves rows as fast"
+MEANS = "torch takes means as fast"
 
 
 def plain(*tensors: Tensor | None) -> str | None:
@@ -40,10 +41,13 @@ def not_ready(module: str) -> str | None:
     return "not compiled on this machine yet (about 10 s, once): run `python -m fastee.kernels.numba`, or ask for backend='numba'"
 
 
-def large_product(rows: int, weight: Tensor) -> str | None:
-    """Pass over a product of rows with classes that torch's matrix library finishes sooner, for all that it costs around it."""
-    work = rows * weight.numel()
-    return f"the product takes {work:,} multiply-adds; above {LARGE:,} torch's matrix library is faster" if work > LARGE else None
+def large(x: Tensor, weight: Tensor) -> str | None:
+    """Pass over a batch whose sums and products torch finishes sooner, for all that its calls cost around them.
+
+    Measured on Zen 5, one thread: the reference costs 85 us more per call, but multiplies 60 against 8 and pools 10 against 4 per ns.
+    """
+    work = x.numel() + x.shape[0] * weight.numel()
+    return f"{work:,} sums and products; for more than {LARGE:,} torch is faster" if x.shape[0] > 1 and work > LARGE else None
 
 
 def flat(t: Tensor | None, dtype: torch.dtype | None = None) -> np.ndarray:

@@ -101,7 +101,7 @@ _gather = dispatch.register(
         "gather_rows",
         (
             dispatch.Backend("cpu", _run_gather, lambda x, i: _cpu.elsewhere(x) or _gather_layout(x, i)),
-            dispatch.Backend("numba", _numba_gather, lambda x, i: _numba.elsewhere(x) or _gather_layout(x, i), lambda x, i: _numba.SLOW_MOVES),
+            dispatch.Backend("numba", _numba_gather, lambda x, i: _numba.elsewhere(x) or _gather_layout(x, i), lambda x, i: _numba.MOVES),
             dispatch.Backend("reference", _reference_gather),
         ),
         _check_gather,
@@ -113,7 +113,7 @@ _scatter = dispatch.register(
         (
             dispatch.Backend("cpu", _run_scatter, lambda out, i, rows: _cpu.elsewhere(out) or _scatter_layout(out, i, rows)),
             dispatch.Backend(
-                "numba", _numba_scatter, lambda out, i, rows: _numba.elsewhere(out) or _scatter_layout(out, i, rows), lambda out, i, rows: _numba.SLOW_MOVES
+                "numba", _numba_scatter, lambda out, i, rows: _numba.elsewhere(out) or _scatter_layout(out, i, rows), lambda out, i, rows: _numba.MOVES
             ),
             dispatch.Backend("reference", _reference_scatter),
         ),

@@ -52,7 +52,7 @@ _op = dispatch.register(
                 "numba",
                 _run_numba,
                 lambda x, w, b, t, m: _numba.plain(x, w, b) or _layout(x, w, b),
-                lambda x, w, b, t, m: _numba.not_ready("linear_stats") or _numba.large_product(x.shape[0], w),
+                lambda x, w, b, t, m: _numba.not_ready("linear_stats") or _numba.large(x, w),
             ),
             dispatch.Backend("reference", _run_reference),
         ),

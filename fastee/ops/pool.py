@@ -46,7 +46,10 @@ _op = dispatch.register(
         (
             dispatch.Backend("cpu", _run_cpu, lambda x, kind, mask: _cpu.plain(x) or _cpu.pooled(x, kind)),
             dispatch.Backend(
-                "numba", _run_numba, lambda x, kind, mask: _numba.plain(x) or _cpu.pooled(x, kind), lambda x, kind, mask: _numba.not_ready("pool")
+                "numba",
+                _run_numba,
+                lambda x, kind, mask: _numba.plain(x) or _cpu.pooled(x, kind),
+                lambda x, kind, mask: _numba.MEANS if mask is None else _numba.not_ready("pool"),
             ),
             dispatch.Backend("reference", _run_reference),
         ),

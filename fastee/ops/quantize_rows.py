@@ -74,6 +74,10 @@ def _numba_dequantize_declines(data, scale, group):
     return _numba.elsewhere(data) or _cpu.contiguous_rows("data", data) or (None if scale.is_contiguous() else "scale is not contiguous")
 
 
+def _numba_dequantize_yields(data, scale, group):
+    return "torch is as fast below 16,384 elements" if data.numel() < 16_384 else _numba.not_ready("quantize_rows")
+
+
 _quantize = dispatch.register(
     dispatch.Op(
         "quantize_rows",
@@ -100,7 +104,7 @@ _dequantize = dispatch.register(
                     else _cpu.missing() or _cpu.contiguous_rows("data", q) or (None if s.is_contiguous() else "scale is not contiguous")
                 ),
             ),
-            dispatch.Backend("numba", _numba_dequantize, _numba_dequantize_declines, lambda q, s, g: _numba.not_ready("quantize_rows")),
+            dispatch.Backend("numba", _numba_dequantize, _numba_dequantize_declines, _numba_dequantize_yields),
             dispatch.Backend("reference", reference.dequantize_rows),
         ),
         _check_dequantize,

@@ -19,7 +19,7 @@ def normalize(x, kind, weight, bias, eps, scratch):
     """Normalise x in place: kind 1 layer, 2 rms, 3 affine. The variance takes a second pass: one pass loses digits when the mean is large."""
     n = x.size
     if kind != 3:
-        shift = total(x) / f4(n) if kind == 1 else ZERO
+        shift = total(x, scratch) / f4(n) if kind == 1 else ZERO
         for d in range(n):
             scratch[d] = (x[d] - shift) * (x[d] - shift)
         scale = f4(1.0 / math.sqrt(np.float64(fold(scratch, n)) / n + eps))
@@ -42,10 +42,10 @@ def exit_head(
     measure, threshold, temperature, label, confidence, stats, exits, logits, index,
 ):  # fmt: skip
     pooled, scratch = np.empty(features, f4), np.empty(features, f4)
-    e, ue = np.empty(classes, f4), np.empty(classes, f4)
+    e, ue, sums = np.empty(classes, f4), np.empty(classes, f4), np.empty((inner + 1) // 2, f4)
     for b in range(rows):
         keep = mask[b * inner : (b + 1) * inner] if mask.size else mask
-        pool_row(x, b * row_stride, features, inner, feature_stride, inner_stride, keep, pooled)
+        pool_row(x, b * row_stride, features, inner, feature_stride, inner_stride, keep, sums, pooled)
         if norm:
             normalize(pooled, norm, norm_weight, norm_bias, eps, scratch)
         z = logits[b * classes : (b + 1) * classes]
