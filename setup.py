@@ -13,9 +13,10 @@ tools = shutil.which("cmake") and any(shutil.which(c) for c in (os.environ.get("
 native = choice in ("cpu", "cuda") or (choice == "auto" and tools)
 if not native:
     print(
-        "fastee: pure-Python install (no native kernels). Every op works through torch, 10 to 100 times slower per exit "
-        "check; the scheduler runs in Python (about 20 us a decision). For the native parts: install CMake and a C++20 "
-        "compiler, then `pip install --force-reinstall --no-deps .`",
+        "fastee: pure-Python install (no native kernels). Every op works through numba, about 10 times slower per exit check "
+        "(compile its kernels once: `python -m fastee.kernels.numba`), or through torch, 10 to 100 times slower; the scheduler "
+        "runs in Python (about 20 us a decision). For the native parts: install CMake and a C++20 compiler, then "
+        "`pip install --force-reinstall --no-deps .`",
         file=sys.stderr,
     )
 setup(**({"cmake_source_dir": "."} if native else {}))
