@@ -68,7 +68,7 @@ ThresholdSearch::ThresholdSearch(const double* score, const int8_t* loss, const 
     for (int64_t i = 0; i < n_; ++i) {
       loss_[k * n_ + i] = loss[i * k_ + k];
       const double u = score[i * k_ + k];
-      if (u > -kInf) items.push_back({ordered(u), static_cast<int32_t>(i)});  // NaN compares false
+      if (!std::isnan(u)) items.push_back({ordered(u), static_cast<int32_t>(i)});
     }
     radix_sort(items, other);
     int32_t first = 0;
@@ -132,11 +132,11 @@ PolicyValue ThresholdSearch::evaluate(const double* thresholds) const {
 std::vector<std::vector<double>> ThresholdSearch::quantile_grid(int levels) const {
   std::vector<std::vector<double>> grid(k_);
   for (int k = 0; k < k_; ++k) {
-    // An infinite score stays out: as a threshold +inf means off, and lower thresholds let such rows leave as well.
-    const auto end = std::lower_bound(sorted_[k].begin(), sorted_[k].end(), kInf);
-    const int64_t count = end - sorted_[k].begin();
+    // Infinite scores stay out: as a threshold +inf means off, and -inf lets every row leave that has a score.
+    const auto begin = std::upper_bound(sorted_[k].begin(), sorted_[k].end(), -kInf);
+    const int64_t count = std::lower_bound(begin, sorted_[k].end(), kInf) - begin;
     for (int j = 0; j < levels && count > 0; ++j) {
-      const double value = sorted_[k][count * j / levels];
+      const double value = begin[count * j / levels];
       if (grid[k].empty() || value != grid[k].back()) grid[k].push_back(value);
     }
   }

@@ -20,7 +20,7 @@ struct SearchResult {
   int64_t policies = 0;       // vectors of the grid that were weighed one by one; the rest was cut by bounds
 };
 
-// N rows, K exits. `score` [N, K] row-major, NaN and -inf never leave; `loss` [N, K] in {-1, 0, 1}: what leaving at k loses against
+// N rows, K exits. `score` [N, K] row-major, NaN never leaves; `loss` [N, K] in {-1, 0, 1}: what leaving at k loses against
 // the end; `cost` [K + 1] of leaving at k, the last is the end.
 class ThresholdSearch {
  public:
@@ -52,7 +52,7 @@ class ThresholdSearch {
   int64_t n_;
   int k_;
   std::vector<double> cost_;                  // [K + 1]
-  std::vector<std::vector<double>> sorted_;   // [K][<= N] finite scores, ascending
+  std::vector<std::vector<double>> sorted_;   // [K][<= N] scores but NaN, ascending
   std::vector<std::vector<int32_t>> order_;   // [K][<= N] their rows
   std::vector<int32_t> rank_;                 // [K, N] place in sorted_, ties share the lowest; -1 = never leaves
   std::vector<int32_t> loss_;                 // [K, N]
