@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="rows as JSON lines on stdout, everything else on stderr")
     p.add_argument("--quick", action="store_true", help="short timings, compile only for headlines")
     p.add_argument("--instructions", action="store_true", help="also count instructions per call under callgrind")
-    p.add_argument("--against", default="torch,compile", help="peers, comma separated (default: torch,compile)")
+    p.add_argument("--against", default="torch,compile", help="comma separated: torch, compile, numba, reference (default: torch,compile)")
     p.add_argument("--shapes", default="small", choices=("headline", "small", "all"))
     p.add_argument("--results", type=Path, default=runner.RESULTS, metavar="DIR")
     p.add_argument("--no-save", action="store_true", help="append nothing")

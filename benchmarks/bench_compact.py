@@ -29,6 +29,7 @@ def cases(ctx: Context) -> Iterator[Group]:
         yield Group(
             "compact", str(B), "bool",
             [Case("fastee", fastee.ops.compact, inputs, note=fastee.explain("compact", *inputs[0]).chosen),
-             Case("torch", by_nonzero, inputs, note="nonzero, survivors only"), Case("argsort", by_argsort, inputs, note="stable argsort, full permutation")],
+             Case("torch", by_nonzero, inputs, note="nonzero, survivors only"), Case("argsort", by_argsort, inputs, note="stable argsort, full permutation"),
+             *ctx.backends(fastee.ops.compact, inputs)],
             bytes=9 * B, working_set=36 * B, bars=(">= 1x torch",),
         )  # fmt: skip

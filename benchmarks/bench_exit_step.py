@@ -71,6 +71,7 @@ def group(ctx: Context, op: str, shape: Shape, regime: str = "warm", bars: tuple
     cases = [Case("fastee", ours, inputs, kwargs, note=path), Case("torch", eager, inputs, note="eager")]
     if compiled:
         cases.append(ctx.compiled(eager, inputs))
+    cases += ctx.backends(ours, inputs, kwargs)
     if extra:
         cases.append(Case("fastee_tensors", partial(with_tensors, ours), inputs, kwargs, note="label, confidence and exits made into tensors"))
         cases.append(Case("torch_stats", partial(eager_stats, pool=POOLS[shape.pool]), inputs, note="eager, all five statistics"))

@@ -34,13 +34,15 @@ def cases(ctx: Context) -> Iterator[Group]:
         yield Group(
             "quantize_rows", name, "fp32->int8",
             [Case("fastee", fastee.ops.quantize_rows, inputs, note=fastee.explain("quantize_rows", base).chosen),
-             Case("torch", eager_quantize, inputs, note="eager"), Case("copy", torch.clone, inputs, note="torch.clone of x", bytes=8 * n)],
+             Case("torch", eager_quantize, inputs, note="eager"), Case("copy", torch.clone, inputs, note="torch.clone of x", bytes=8 * n),
+             *ctx.backends(fastee.ops.quantize_rows, inputs)],
             bytes=5 * n, roof="copy", working_set=20 * n, bars=(">= 1x torch",),
         )  # fmt: skip
         packed = [(fastee.ops.quantize_rows(x),) for (x,) in inputs]
         yield Group(
             "dequantize_rows", name, "int8->fp32",
             [Case("fastee", fastee.ops.dequantize_rows, packed, note=fastee.explain("dequantize_rows", q).chosen),
-             Case("torch", eager_dequantize, [(p.data, p.scale) for (p,) in packed], note="eager")],
+             Case("torch", eager_dequantize, [(p.data, p.scale) for (p,) in packed], note="eager"),
+             *ctx.backends(fastee.ops.dequantize_rows, packed)],
             bytes=5 * n, roof="copy", working_set=8 * n, bars=(">= 1x torch",),
         )  # fmt: skip

@@ -39,4 +39,5 @@ def cases(ctx: Context) -> Iterator[Group]:
         ]
         if not ctx.quick and ctx.shapes == "small":
             providers.append(ctx.compiled(eager, inputs))
+        providers += ctx.backends(fastee.ops.row_stats, inputs)
         yield Group("row_stats", f"{B}x{C}", "fp32", providers, bytes=4 * B * C, working_set=16 * B * C, bars=(">= 1x torch",))

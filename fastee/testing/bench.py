@@ -21,6 +21,7 @@ from time import perf_counter_ns
 
 import torch
 
+from fastee.errors import BackendUnavailable
 from fastee.testing.rows import Bar, Machine, Row, now
 
 PERCENTILES = (20, 50, 80, 95, 99)
@@ -242,6 +243,19 @@ class Context:
             return Case(provider, made, inputs, note="torch.compile, default mode, static shapes")
         except Exception as error:  # whatever the compiler raises: a missing g++ is a skip, not a crash
             return Case(provider, None, inputs, note=f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+
+    def backends(self, fn: Callable, inputs: list[tuple], kwargs: dict | None = None) -> list[Case]:
+        """Return a case of op `fn` for each of its own backends that ``--against`` names: ``numba`` (compiled now), ``reference``."""
+        cases = []
+        for name in ("numba", "reference"):
+            if name in self.against:
+                options = {**(kwargs or {}), "backend": name}
+                try:
+                    fn(*inputs[0], **options)
+                    cases.append(Case(name, fn, inputs, options, note=f"fastee, backend={name!r}"))
+                except BackendUnavailable as error:
+                    cases.append(Case(name, None, inputs, note=str(error)))
+        return cases
 
 
 def judge(text: str, subject: str, times: dict[str, list[float]]) -> Bar:
