@@ -40,7 +40,7 @@ SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<Spatia
     keep(s);
     if (s.latency < kNever) queue_.push_back(std::move(s));
   }
-  if (beam) add_beam();
+  if (beam && n_ > 1) add_beam();
   std::stable_sort(queue_.begin(), queue_.end(), [](const State& a, const State& b) { return a.score < b.score; });
   std::vector<State> distinct;
   for (State& s : queue_) {

@@ -19,14 +19,14 @@ from fastee.planning.spatial.geometry import Layer, Net, input_rows, part_paddin
 # What treats every element, or every channel of every position, on its own
 _POINTWISE_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish,
                       nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d)  # fmt: skip
-_POINTWISE_FUNCTIONS = {F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.dropout, torch.relu, torch.sigmoid, torch.tanh}
+_POINTWISE_FUNCTIONS = {F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, torch.relu, torch.sigmoid, torch.tanh}
 _POINTWISE_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone"}
 _ADD = {operator.add, operator.iadd, torch.add}
 
 
 @dataclass
 class SpatialModule:
-    """A torch module as a `net` of layers, and the calls that run parts of it: `part`, `tail`, `full`."""
+    """A torch module as a `net` of layers, and the calls that run parts of it: `part`, `tail`, `full`, `run`."""
 
     net: Net
     graph: fx.GraphModule
@@ -37,10 +37,10 @@ class SpatialModule:
     def part(self, begin: int, end: int, rows: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
         """Output rows [lo, hi) of volume [begin, end) from `x`, the input rows that `vsl` asks for; empty rows give an empty tensor."""
         layers, (need, source) = self.net.layers, vsl(self.net, begin, end, rows)
-        if rows[0] >= rows[1]:
-            return x.new_zeros(x.shape[0], layers[end - 1].channels, 0, self._width(end - 1))
         if x.shape[2] != source[1] - source[0]:
-            raise ValueError(f"part: x must hold input rows {source[0]}..{source[1] - 1}, got {x.shape[2]} rows")
+            raise ValueError(f"part: x must hold input rows [{source[0]}, {source[1]}), got {x.shape[2]} rows")
+        if rows[0] >= rows[1]:
+            return x.new_zeros(x.shape[0], layers[end - 1].channels, 0, self._width(end - 1, x))
         have = {begin - 1: (source[0], x)}
         for i in range(begin, end):
             if i not in need:
@@ -48,10 +48,16 @@ class SpatialModule:
             lo, hi = input_rows(layers[i], need[i])
             inputs = []
             for u in layers[i].inputs:
-                start, value = have[u] if u >= begin else have[begin - 1]
-                inputs.append(value[:, :, lo - start : hi - start] if lo < hi else value[:, :, :0])
+                if lo < hi:
+                    start, value = have[max(u, begin - 1)]
+                    inputs.append(value[:, :, lo - start : hi - start])
+                else:  # rows wholly in the padding: their producer may have computed nothing
+                    inputs.append(x.new_zeros(x.shape[0], layers[u].channels if u >= 0 else x.shape[1], 0, self._width(u, x)))
             have[i] = need[i][0], self._runs[i](inputs, need[i], layers[i])
         return have[end - 1][1]
+
+    def _width(self, layer: int, x: torch.Tensor) -> int:
+        return self._nodes[layer].meta["tensor_meta"].shape[3] if layer >= 0 else x.shape[3]
 
     @torch.no_grad()
     def tail(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,9 +88,6 @@ class SpatialModule:
             x = torch.cat(parts, dim=2)
         return self.tail(x)
 
-    def _width(self, layer: int) -> int:
-        return self._nodes[layer].meta["tensor_meta"].shape[3]
-
 
 def extract(module: nn.Module, example: torch.Tensor, name: str | None = None) -> SpatialModule:
     """Return the spatial prefix of a CNN in evaluation mode, with what follows it as tail.
@@ -104,13 +107,13 @@ def extract(module: nn.Module, example: torch.Tensor, name: str | None = None) -
         raise ValueError(f"example must be a tensor [B, C, H, W], got {list(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__}")
     name = name or type(module).__name__
     graph = fx.symbolic_trace(copy.deepcopy(module).eval())
-    ShapeProp(graph).propagate(example)
+    with torch.no_grad():
+        ShapeProp(graph).propagate(example)
     layers: list[Layer] = []
     runs: list[Callable] = []
     nodes: list[fx.Node] = []
     home: dict[fx.Node, int] = {}  # node -> layer whose output is its value
-    after: list[list[Callable]] = []  # activations fused behind each layer
-    last_use: dict[int, int] = {}
+    fused: list[list[Callable]] = []  # activations behind each layer
     stop = None
     for node in graph.graph.nodes:
         if node.op == "placeholder":
@@ -122,24 +125,22 @@ def extract(module: nn.Module, example: torch.Tensor, name: str | None = None) -
         if made is None:
             stop = node
             break
-        kind, sources, run, shape = made
-        if kind == "pointwise" and len(sources) == 1 and home[sources[0]] >= 0 and len(sources[0].users) == 1:
+        kind, sources, run, (kernel, stride, padding, dilation, macs) = made
+        if kind == "pointwise" and home[sources[0]] >= 0 and len(sources[0].users) == 1:
             i = home[sources[0]]
-            after[i].append(run)
+            fused[i].append(run)
             nodes[i], home[node] = node, i
             continue
-        i = len(layers)
-        b, c, h, w = node.meta["tensor_meta"].shape
-        inputs = tuple(home[s] for s in sources)
-        source = sources[0].meta["tensor_meta"].shape
-        element = node.meta["tensor_meta"].dtype.itemsize
-        layers.append(Layer(node.name, kind, shape[0], shape[1], shape[2], shape[3], source[2], h, c, float(c * w * element), float(shape[4]), inputs))
-        stages: list[Callable] = []
-        after.append(stages)
-        runs.append(_chain(run, stages, kind == "pointwise"))
+        _, c, h, w = node.meta["tensor_meta"].shape
+        bytes_per_row = float(c * w * node.meta["tensor_meta"].dtype.itemsize)
+        in_h = sources[0].meta["tensor_meta"].shape[2]
+        layers.append(Layer(node.name, kind, kernel, stride, padding, dilation, in_h, h, c, bytes_per_row, float(macs), tuple(home[s] for s in sources)))
+        fused.append([])
+        runs.append(_with_activations(run, fused[-1], kind == "pointwise"))
         nodes.append(node)
-        home[node] = i
-    # A value that the tail reads crosses every later bound; the prefix ends at the last bound that one tensor crosses.
+        home[node] = len(layers) - 1
+    # The prefix ends at the last bound that a single tensor crosses, what the tail reads included.
+    last_use: dict[int, float] = {}
     for i, layer in enumerate(layers):
         for u in layer.inputs:
             last_use[u] = i
@@ -148,135 +149,129 @@ def extract(module: nn.Module, example: torch.Tensor, name: str | None = None) -
             last_use[i] = math.inf
     end = next((p for p in range(len(layers), 0, -1) if all(last_use.get(u, -1) < p for u in range(-1, p - 1))), 0)
     if end == 0:
-        what = f"{stop.op} {stop.target}" if stop is not None else "its output"
-        raise CannotCut(f"{name}: no layer can be split by rows before {what}")
-    seen = set(nodes[end - 1 : end])
-    inside = set()
-    for node in graph.graph.nodes:
-        inside.add(node)
-        if node in seen:
-            break
-    tail = [_tail_macs(graph, node) for node in graph.graph.nodes if node not in inside]
+        raise CannotCut(f"{name}: no layer can be split by rows before {stop.op} {stop.target}" if stop is not None else f"{name}: nothing to split")
+    listed = list(graph.graph.nodes)
+    tail = [_tail_macs(graph, node) for node in listed[listed.index(nodes[end - 1]) + 1 :]]
     _, c, h, w = example.shape
     net = Net(name, tuple(layers[:end]), h, float(c * w * example.dtype.itemsize), float(sum(tail)), sum(m > 0 for m in tail))
     return SpatialModule(net, graph, runs[:end], nodes[:end])
 
 
-def _chain(run: Callable, stages: list[Callable], pointwise: bool) -> Callable:
-    def chained(inputs, rows, layer):
+def _with_activations(run: Callable, stages: list[Callable], pointwise: bool) -> Callable:
+    def both(inputs, rows, layer):
         y = run(inputs[0]) if pointwise else run(inputs, rows, layer)
         for stage in stages:
             y = stage(y)
         return y
 
-    return chained
+    return both
 
 
 def _layer(graph: fx.GraphModule, node: fx.Node, home: dict[fx.Node, int]):
     """(kind, source nodes, run, (kernel, stride, padding, dilation, row macs)) of a node that can be split by rows, else None."""
-    sources = [a for a in node.all_input_nodes if a in home]
-    if len(sources) != len(node.all_input_nodes) or not sources or not hasattr(node.meta.get("tensor_meta"), "shape"):
-        return None
-    if len(node.meta["tensor_meta"].shape) != 4:
+    sources, meta = list(node.all_input_nodes), node.meta.get("tensor_meta")
+    if not sources or any(s not in home for s in sources) or len(getattr(meta, "shape", ())) != 4:
         return None
     if node.op == "call_module":
         m = graph.get_submodule(node.target)
         if isinstance(m, nn.Conv2d) and m.padding_mode == "zeros":
-            return _conv(m, sources, node)
+            return _conv(m, sources, meta.shape[3])
         if isinstance(m, nn.MaxPool2d) and not m.return_indices:
             return _max_pool(m, sources)
         if isinstance(m, nn.AvgPool2d):
             return _avg_pool(m, sources)
-        if isinstance(m, _POINTWISE_MODULES):
-            return "pointwise", sources, m, (1, 1, 0, 1, 0)
-        return None
-    if node.op == "call_function" and node.target in _POINTWISE_FUNCTIONS or node.op == "call_method" and node.target in _POINTWISE_METHODS:
+        return ("pointwise", sources, m, (1, 1, 0, 1, 0)) if isinstance(m, _POINTWISE_MODULES) else None
+    if len(sources) == 1 and (node.op == "call_function" and node.target in _POINTWISE_FUNCTIONS or node.op == "call_method" and node.target in _POINTWISE_METHODS):
         return "pointwise", sources, _call(node, sources[0]), (1, 1, 0, 1, 0)
-    if node.op == "call_function" and node.target in _ADD and len(sources) == len(node.args) == 2 and not node.kwargs:
-        if sources[0].meta["tensor_meta"].shape == sources[1].meta["tensor_meta"].shape:
-            return "add", sources, lambda x, rows, layer: x[0] + x[1], (1, 1, 0, 1, 0)
-    if node.op == "call_function" and node.target in _ADD and len(node.args) == 2 and node.args[0] is node.args[1]:
-        return "pointwise", sources, lambda x: x + x, (1, 1, 0, 1, 0)
-    if node.op == "call_function" and node.target is torch.cat:
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if dim in (1, -3) and list(node.args[0]) == sources and len({s.meta["tensor_meta"].shape[2:] for s in sources}) == 1:
+    if node.op != "call_function":
+        return None
+    shapes = [s.meta["tensor_meta"].shape for s in sources]
+    if node.target in _ADD and len(node.args) == 2 == len(sources) and not node.kwargs and shapes[0] == shapes[1]:
+        return "add", sources, lambda x, rows, layer: x[0] + x[1], (1, 1, 0, 1, 0)
+    if node.target is torch.cat and len({s[2:] for s in shapes}) == 1 and list(node.args[0]) == sources:
+        if (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) in (1, -3):
             return "cat", sources, lambda x, rows, layer: torch.cat(x, dim=1), (1, 1, 0, 1, 0)
     return None
 
 
 def _call(node: fx.Node, source: fx.Node) -> Callable:
-    pick = lambda x: lambda a: x if a is source else a
-    if node.op == "call_method":
-        return lambda x: getattr(x, node.target)(*map(pick(x), node.args[1:]), **node.kwargs)
-    return lambda x: node.target(*map(pick(x), node.args), **{k: pick(x)(v) for k, v in node.kwargs.items()})
+    def call(x):
+        args = [x if a is source else a for a in node.args]
+        kwargs = {k: x if a is source else a for k, a in node.kwargs.items()}
+        return getattr(args[0], node.target)(*args[1:], **kwargs) if node.op == "call_method" else node.target(*args, **kwargs)
+
+    return call
 
 
 def _pair(value) -> tuple[int, int]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _windows(x: torch.Tensor, rows: tuple[int, int], layer: Layer, side: tuple[int, int], fill: float) -> torch.Tensor:
+def _padded(x: torch.Tensor, rows: tuple[int, int], layer: Layer, side: tuple[int, int], fill: float) -> torch.Tensor:
     """The input rows with the padding that this part applies by itself, and the width padded as unsplit."""
-    top, bottom = part_padding(layer, rows)
-    return F.pad(x, (*side, top, bottom), value=fill)
+    return F.pad(x, (*side, *part_padding(layer, rows)), value=fill)
 
 
-def _conv(m: nn.Conv2d, sources, node):
+def _conv(m: nn.Conv2d, sources, out_w: int):
     (kh, kw), (sh, sw), (qh, qw) = m.kernel_size, m.stride, m.dilation
     if m.padding == "same":  # torch puts the odd one at the bottom and right
-        ph, left, right = qh * (kh - 1) // 2, qw * (kw - 1) // 2, qw * (kw - 1) - qw * (kw - 1) // 2
+        ph, left = qh * (kh - 1) // 2, qw * (kw - 1) // 2
+        right = qw * (kw - 1) - left
     else:
         ph, left = (0, 0) if m.padding == "valid" else m.padding
         right = left
 
     def run(x, rows, layer):
-        return F.conv2d(_windows(x[0], rows, layer, (left, right), 0.0), m.weight, m.bias, (sh, sw), 0, (qh, qw), m.groups)
+        return F.conv2d(_padded(x[0], rows, layer, (left, right), 0.0), m.weight, m.bias, (sh, sw), 0, (qh, qw), m.groups)
 
-    macs = node.meta["tensor_meta"].shape[3] * m.out_channels * (m.in_channels // m.groups) * kh * kw
-    return "conv", sources[:1], run, (kh, sh, ph, qh, macs)
+    return "conv", sources, run, (kh, sh, ph, qh, out_w * m.out_channels * (m.in_channels // m.groups) * kh * kw)
+
+
+def _overhang(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Columns that the last window reaches beyond the padded border: only with ceil_mode."""
+    from fastee.planning.spatial.geometry import out_rows
+
+    outs = out_rows(size, kernel, stride, padding, dilation, ceil_mode)
+    return max(0, (outs - 1) * stride + dilation * (kernel - 1) + 1 - size - 2 * padding)
 
 
 def _max_pool(m: nn.MaxPool2d, sources):
     (kh, kw), (sh, sw), (ph, pw), (qh, qw) = _pair(m.kernel_size), _pair(m.stride), _pair(m.padding), _pair(m.dilation)
 
     def run(x, rows, layer):
-        wide = _windows(x[0], rows, layer, (pw, pw), -math.inf)
-        return F.max_pool2d(wide, (kh, kw), (sh, sw), 0, (qh, qw), m.ceil_mode)
+        right = pw + _overhang(x[0].shape[3], kw, sw, pw, qw, m.ceil_mode)
+        return F.max_pool2d(_padded(x[0], rows, layer, (pw, right), -math.inf), (kh, kw), (sh, sw), 0, (qh, qw))
 
-    return "max_pool", sources[:1], run, (kh, sh, ph, qh, 0)
+    return "max_pool", sources, run, (kh, sh, ph, qh, 0)
 
 
 def _avg_pool(m: nn.AvgPool2d, sources):
     (kh, kw), (sh, sw), (ph, pw) = _pair(m.kernel_size), _pair(m.stride), _pair(m.padding)
 
     def counts(size: int, outs: range, kernel: int, stride: int, padding: int) -> list[int]:
-        # torch's divisor of each window: padding counts or not, what hangs over the padded border never does
-        out = []
-        for o in outs:
-            lo, hi = o * stride - padding, min(o * stride - padding + kernel, size + padding)
-            out.append(hi - lo if m.count_include_pad else min(hi, size) - max(lo, 0))
-        return out
+        # torch's divisor: padding counts or not, what hangs over the padded border never does
+        windows = [(o * stride - padding, min(o * stride - padding + kernel, size + padding)) for o in outs]
+        return [hi - lo if m.count_include_pad else min(hi, size) - max(lo, 0) for lo, hi in windows]
 
     def run(x, rows, layer):
         x = x[0]
-        wide = _windows(x, rows, layer, (pw, pw), 0.0)
-        total = F.avg_pool2d(wide, (kh, kw), (sh, sw), 0, m.ceil_mode, True, divisor_override=1)
+        width = x.shape[3]
+        wide = _padded(x, rows, layer, (pw, pw + _overhang(width, kw, sw, pw, 1, m.ceil_mode)), 0.0)
+        total = F.avg_pool2d(wide, (kh, kw), (sh, sw), 0, divisor_override=1)
         if m.divisor_override:
             return total / m.divisor_override
-        down = torch.tensor(counts(layer.in_h, range(*rows), kh, sh, ph), dtype=x.dtype)
-        along = torch.tensor(counts(x.shape[3], range(total.shape[3]), kw, sw, pw), dtype=x.dtype)
-        return total / (down[:, None] * along[None, :]).to(x.device)
+        down = torch.tensor(counts(layer.in_h, range(*rows), kh, sh, ph), dtype=x.dtype, device=x.device)
+        along = torch.tensor(counts(width, range(total.shape[3]), kw, sw, pw), dtype=x.dtype, device=x.device)
+        return total / (down[:, None] * along[None, :])
 
-    return "avg_pool", sources[:1], run, (kh, sh, ph, 1, 0)
+    return "avg_pool", sources, run, (kh, sh, ph, 1, 0)
 
 
 def _tail_macs(graph: fx.GraphModule, node: fx.Node) -> int:
-    if node.op != "call_module":
-        return 0
-    m = graph.get_submodule(node.target)
     shape = getattr(node.meta.get("tensor_meta"), "shape", ())
+    m = graph.get_submodule(node.target) if node.op == "call_module" else None
     if isinstance(m, nn.Linear):
-        return m.in_features * m.out_features * (math.prod(shape[1:-1]) if len(shape) > 2 else 1)
+        return m.weight.numel() * math.prod(shape[1:-1])
     if isinstance(m, nn.Conv2d):
         return m.weight.numel() * shape[2] * shape[3]
     return 0

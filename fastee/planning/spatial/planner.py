@@ -210,9 +210,14 @@ class SpatialPlanner:
         stop = self.model.work + effort
         while self.model.work < stop and (until is None or time.perf_counter() < until) and search.run(min(stop - self.model.work, _CHUNK)):
             pass
-        volumes, cuts, _ = search.best()
+        volumes, cuts, latency = search.best()
         n = self.providers + 1
-        return tuple(volumes), [cuts[i : i + n] for i in range(0, len(cuts), n)]
+        volumes, splits = list(volumes), [cuts[i : i + n] for i in range(0, len(cuts), n)]
+        for j in range(len(volumes) - 2, 0, -1):  # a bound that gains nothing only costs an exchange
+            fewer, kept = volumes[:j] + volumes[j + 1 :], splits[: j - 1] + splits[j:]
+            if self.latency(fewer, kept) <= latency:
+                volumes, splits, latency = fewer, kept, self.latency(fewer, kept)
+        return tuple(volumes), splits
 
     def _exact(self, found: dict[str, tuple]) -> SpatialPlan:
         if not self.native:
