@@ -129,6 +129,7 @@ void Model::onward_level(int s) {
 
 void Model::rebuild_step() {
   if (level_ < 0) return;
+  changed();
   const int s = level_--;
   for (int b = 0; b < buckets; ++b)
     for (int p = 0; p < nodes; ++p) place(b, s, p);
@@ -137,6 +138,7 @@ void Model::rebuild_step() {
 
 // The tables from segment `from` to the first; what lies behind `from` has not changed.
 void Model::refresh_tables(int from) {
+  changed();
   level_ = std::max(level_, from);
   while (eager_ && stale()) rebuild_step();
 }
@@ -197,6 +199,7 @@ void Model::refresh_queues() {
 }
 
 void Model::refresh_queue(int n) {
+  changed();
   double total = 0.0, total_var = 0.0, hosted = 0.0;
   for (int s = 0; s < segments; ++s)
     if (config.hosts[at(s, n)]) {
@@ -312,6 +315,7 @@ void Model::learn_exit(int exit, bool accepted) {
 void Model::sent(int s, int p, int64_t now) {
   const int64_t wire = static_cast<int64_t>(std::min(moves_[at(s, p)].wire, 1e15));
   busy_until_[p] = add_saturated(std::max(busy_until_[p], now), wire);
+  changed(p);
 }
 
 TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {

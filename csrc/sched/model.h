@@ -81,6 +81,10 @@ class Model {
   bool stale() const { return level_ >= 0; }
   void rebuild_step();
 
+  // Counts every change of what a decision reads; last_sent: the node of sent() if that was the last change, else -1.
+  int64_t version() const { return version_; }
+  int last_sent() const { return last_sent_; }
+
   // for snapshots
   const std::vector<Estimator>& time_estimators() const { return time_; }
   const std::vector<Estimator>& rate_estimators() const { return rate_; }
@@ -123,6 +127,12 @@ class Model {
   std::vector<double> return_;                // [N]
   std::vector<Move> moves_;                   // [S, N] from this node
   std::vector<double> costs_;                 // [S, N, N] of every move, where that is small enough; else one row of N
+  void changed(int sent = -1) {
+    ++version_;
+    last_sent_ = sent;
+  }
+  int64_t version_ = 0;
+  int last_sent_ = -1;
   const bool eager_;
   int level_ = -1;
 };

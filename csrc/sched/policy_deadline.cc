@@ -14,35 +14,23 @@ int gain_bin(const Config& c, double confidence) {
 
 class Deadline final : public Policy {
  public:
-  explicit Deadline(const Parts& parts) : Policy(parts), last_place_(parts.model.segments, -1) {}
+  explicit Deadline(const Parts& parts)
+      : Policy(parts), last_place_(parts.model.segments, -1), need_(parts.model.nodes), end_(parts.model.nodes) {}
 
   Choice place(const Query& q) override {
     const Model& m = model_;
-    const double *need = m.need_mean(q.bucket, q.segment), *need_sd = m.need_sd(q.bucket, q.segment);
-    const double* togo = m.togo(q.bucket, q.segment);
-    const double *wait = m.wait_mean(), *wait_sd = m.wait_sd();
-    const int last = last_place_[q.segment];
-    int best = -1, stay = -1;
-    double best_end = kInf, stay_end = kInf;
-    for (int p = 0; p < m.nodes; ++p) {
-      const double extra = m.delay_at(q.segment, p, q.now, q.rounds);
-      const double t = (need[p] + q.z * need_sd[p]) + ((wait[p] + q.z * wait_sd[p]) + extra);
-      if (!(t <= q.slack && t < kInf)) continue;
-      const double end = togo[p] + (wait[p] + extra);
-      if (best < 0 || end < best_end) {
-        best = p;
-        best_end = end;
-      }
-      if (p == last) {
-        stay = p;
-        stay_end = end;
-      }
+    look(q);
+    // Nearly always the cheapest place of all makes the deadline, and no other has to be looked at.
+    int best = best_;
+    if (!(best >= 0 && need_[best] <= q.slack)) {
+      best = -1;
+      for (int p = 0; p < m.nodes; ++p)
+        if (need_[p] <= q.slack && need_[p] < kInf && (best < 0 || end_[p] < end_[best])) best = p;
     }
     if (best < 0) return {};
-    if (stay >= 0 && !(best_end < kSwitchGain * stay_end)) {
-      best = stay;
-      best_end = stay_end;
-    }
+    const int last = last_place_[q.segment];
+    if (last >= 0 && need_[last] <= q.slack && need_[last] < kInf && !(end_[best] < kSwitchGain * end_[last])) best = last;
+    const double best_end = end_[best];
     const Config& c = m.config;
     const double u = q.sample->confidence;
     if (q.exit >= 0 && c.bins > 0 && m.switched_on(q.exit) && u == u) {
@@ -56,7 +44,40 @@ class Deadline final : public Policy {
   }
 
  private:
-  std::vector<int> last_place_;  // [S] the node chosen last for a segment
+  // need_ and end_ of every node for such a task, and the cheapest of all. The rows of a batch differ in their slack alone, so
+  // that most of it stands from row to row.
+  void look(const Query& q) {
+    const Model& m = model_;
+    const bool same = q.now == now_ && q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_;
+    if (same && m.version() == version_) return;
+    if (same && m.version() == version_ + 1 && m.last_sent() >= 0) {
+      one(q, m.last_sent());
+    } else {
+      now_ = q.now, segment_ = q.segment, bucket_ = q.bucket, rounds_ = q.rounds, z_ = q.z;
+      for (int p = 0; p < m.nodes; ++p) one(q, p);
+    }
+    version_ = m.version();
+    best_ = -1;
+    double best_end = 0.0;
+    for (int p = 0; p < m.nodes; ++p)
+      if (need_[p] < kInf && (best_ < 0 || end_[p] < best_end)) {
+        best_ = p;
+        best_end = end_[p];
+      }
+  }
+  void one(const Query& q, int p) {
+    const Model& m = model_;
+    const double extra = m.delay_at(q.segment, p, q.now, q.rounds);
+    const double *wait = m.wait_mean(), *wait_sd = m.wait_sd();
+    need_[p] = (m.need_mean(q.bucket, q.segment)[p] + q.z * m.need_sd(q.bucket, q.segment)[p]) + ((wait[p] + q.z * wait_sd[p]) + extra);
+    end_[p] = m.togo(q.bucket, q.segment)[p] + (wait[p] + extra);
+  }
+
+  std::vector<int> last_place_;     // [S] the node chosen last for a segment
+  std::vector<double> need_, end_;  // [N] of the last look
+  int64_t now_ = kInt64Min, version_ = -1;
+  int segment_ = -1, bucket_ = -1, best_ = -1;
+  double rounds_ = 0.0, z_ = 0.0;
 };
 
 }  // namespace

@@ -6,15 +6,17 @@ are csrc/sched/records.h, field by field; times are seconds, NaN and -1 stand fo
 
 from __future__ import annotations
 
+import ast
 import inspect
 import linecache
 import re
+import textwrap
 from collections import namedtuple
 from collections.abc import Callable
 
 import numpy as np
 
-from fastee.errors import BackendUnavailable, CannotCompile
+from fastee.errors import BackendUnavailable, CannotCompile, did_you_mean
 
 _D, _I = np.float64, np.int64
 RECORDS = {
@@ -60,9 +62,9 @@ class Compiled:
         try:
             import numba
             from numba import carray, cfunc, njit, types
-            from numba.core.errors import NumbaError
         except ImportError as error:
             raise BackendUnavailable(f"{self.kind}: numba is needed to compile {self.__name__} ({error}); `native=False` runs it in Python") from None
+        self._check_fields()
         pointers = [types.CPointer(numba.from_dtype(np.dtype(list(fields.items())))) for fields in RECORDS.values()]
         body = njit(self.function)
         if self.kind == "rule":
@@ -80,15 +82,41 @@ class Compiled:
             result = types.int64
         try:
             return cfunc(result(*pointers))(call)
-        except NumbaError as error:
+        except Exception as error:  # numba raises a dozen kinds, some of them outside its own hierarchy
             raise CannotCompile(self._explain(error)) from None
+
+    def _tree(self) -> ast.FunctionDef | None:
+        """The function's syntax, its line numbers those of the file; None where there is no source (typed at a prompt, a lambda)."""
+        try:
+            lines, first = inspect.getsourcelines(self.function)
+            tree = ast.parse(textwrap.dedent("".join(lines)))
+        except (OSError, SyntaxError):
+            return None
+        ast.increment_lineno(tree, first - 1)
+        return tree.body[0] if isinstance(tree.body[0], ast.FunctionDef) else None
+
+    def _check_fields(self) -> None:
+        """Refuse fields that the records do not have, which numba reports as a bare KeyError."""
+        tree = self._tree()
+        known = dict(zip(inspect.signature(self.function).parameters, RECORDS.items(), strict=True))
+        for node in ast.walk(tree) if tree else ():
+            if not isinstance(node, ast.Attribute):
+                continue
+            base = node.value.value if isinstance(node.value, ast.Subscript) else node.value
+            if isinstance(base, ast.Name) and base.id in known and node.attr not in known[base.id][1]:
+                fields = known[base.id][1]
+                raise CannotCompile(f"{self.kind}: {self.__name__}, line {node.lineno}: `{base.id}` has no field {node.attr!r}; it has "
+                                    f"{list(fields)}{did_you_mean(node.attr, fields)}")  # fmt: skip
 
     def _explain(self, error) -> str:
         """numba's message, cut down to what and where."""
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
         own = inspect.getsourcefile(self.function) or "<string>"
         lines = [int(n) for path, n in re.findall(r'File "([^"]+)", line (\d+)', text) if own.endswith(path.lstrip("."))]
+        lines += [int(n) for n in re.findall(r"Raised from \S+ \((\d+)\)", text)]
         first = self.function.__code__.co_firstlineno
+        if not lines and (tree := self._tree()):  # numba gave no place: the first statement of a kind that it never takes
+            lines = [n.lineno for n in ast.walk(tree) if isinstance(n, (ast.With, ast.Import, ast.ImportFrom, ast.Await, ast.Yield, ast.ClassDef))][:1]
         line = next((n for n in reversed(lines) if n > first), lines[-1] if lines else first)
         why = [part.strip() for part in text.splitlines() if part.strip()]
         skip = ("Failed in nopython", "During:", "File ", "No implementation of", "There are", "- Of which", "- With", "<source", "Overload")

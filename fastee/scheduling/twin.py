@@ -265,9 +265,9 @@ class Core:
             for b in range(self.NB):
                 self.onward[b][s][n] = min(cost + there for cost, there in zip(costs, self.there[b][s], strict=True))
 
-    def refresh(self, segment: int, places=()) -> None:
+    def refresh(self, segment: int, places=(), links: bool = False) -> None:
         """Segments after `segment` are not touched; (segment, node) of `places` are brought up at once in a large world too."""
-        self.moves_from_here()
+        self.moves_from_here() if links else self.queues()
         self.level = max(self.level, segment)
         while self.eager and self.level >= 0:
             self.rebuild_step()
@@ -315,7 +315,7 @@ class Core:
             if not (duration > 0 and bandwidth > 0 and src != dst):
                 return
         elif self.rate[src][dst].update((duration - delay) / wire, self.counters):
-            self.refresh(self.K, self.everywhere(src, dst))
+            self.refresh(self.K, self.everywhere(src, dst), True)
         self.policy.observed_link(src, dst, nbytes, duration)
 
     def observe_queue(self, node: int, length: int, out_length: int) -> None:
@@ -326,13 +326,13 @@ class Core:
     def set_node_up(self, node: int, up: bool) -> None:
         if self.node_up[node] != up:
             self.node_up[node] = up
-            self.refresh(self.K, self.everywhere(*(range(self.N) if node == self.home else [node])))
+            self.refresh(self.K, self.everywhere(*(range(self.N) if node == self.home else [node])), True)
 
     def set_link_up(self, src: int, dst: int, up: bool) -> None:
         up = up and self.c["bandwidth"][src][dst] > 0
         if self.link_up[src][dst] != up:
             self.link_up[src][dst] = up
-            self.refresh(self.K, self.everywhere(src, dst))
+            self.refresh(self.K, self.everywhere(src, dst), True)
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
