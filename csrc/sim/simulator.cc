@@ -142,6 +142,7 @@ void Simulator::handle(const Event& e) {
       std::vector<uint32_t> inbox;
       inbox.swap(node.inbox);
       for (uint32_t w : inbox) deliver(w);
+      pump(static_cast<int>(e.a));
       dispatch(static_cast<int>(e.a));
       break;
     }
@@ -155,12 +156,12 @@ void Simulator::handle(const Event& e) {
     }
     case EventKind::kTick: {
       Node& node = nodes_[e.a];
-      if (node.epoch != e.b) break;
-      if (node.alive && node.thaw_at <= totals.now) {
-        node.scheduler->tick(local(node));
-        pump(static_cast<int>(e.a));
-      }
-      arm_tick(static_cast<int>(e.a));
+      if (node.epoch != e.b || node.tick_at != e.time) break;
+      node.tick_at = kNever;
+      if (!node.alive) break;
+      if (node.thaw_at > totals.now) break;  // the thaw asks again
+      node.scheduler->tick(local(node));
+      pump(static_cast<int>(e.a));
       break;
     }
     case EventKind::kRelease:
@@ -514,6 +515,7 @@ void Simulator::pump(int n) {
     dispatch(n);
     node.scheduler->set_idle(!node.busy && node.queued == 0);
   }
+  arm_tick(n);
 }
 
 // Starts a batch of the most urgent task's segment. One that waited longer than `stale` is decided anew.
@@ -622,6 +624,9 @@ std::vector<uint32_t> Simulator::works_on(int n) const {
 void Simulator::die(int n) {
   Node& node = nodes_[n];
   if (!node.alive) return;
+  ++node.epoch;
+  // The peers know before the source starts its tasks over, or it would send them here again.
+  events_.push(totals.now + world.detect, EventKind::kDetect, static_cast<uint32_t>(n), node.epoch);
   for (uint32_t w : works_on(n)) {
     works_[w].since = 0;
     vanish(w, totals.now);
@@ -632,8 +637,7 @@ void Simulator::die(int n) {
   node.alive = node.busy = false;
   node.queued = node.waiting = 0;
   node.thaw_at = 0;
-  ++node.epoch;
-  events_.push(totals.now + world.detect, EventKind::kDetect, static_cast<uint32_t>(n), node.epoch);
+  node.tick_at = kNever;
 }
 
 // Comes back empty, with a fresh scheduler that has learned nothing.
@@ -665,11 +669,15 @@ void Simulator::set_known(int n, bool up) {
   }
 }
 
+// The policy's next wish for a tick may have moved with anything that it was told.
 void Simulator::arm_tick(int n) {
   Node& node = nodes_[n];
   const int64_t next = node.scheduler->next_tick();
   if (next == kNever) return;
-  events_.push(totals.now + std::max<int64_t>(1, next - local(node)), EventKind::kTick, static_cast<uint32_t>(n), node.epoch);
+  const int64_t at = sched::add_saturated(totals.now, std::max<int64_t>(1, sched::subtract_saturated(next, local(node))));
+  if (at >= node.tick_at) return;
+  node.tick_at = at;
+  events_.push(at, EventKind::kTick, static_cast<uint32_t>(n), node.epoch);
 }
 
 void Simulator::fault(const Fault& f) {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastee.errors import did_you_mean
-from fastee.scheduling import Profile, QoS, Scheduler, parse_link
+from fastee.scheduling import Costs, Profile, QoS, Scheduler, parse_link
 from fastee.simulation.capacity import read_capacity, synthetic_capacity
 from fastee.simulation.difficulty import DifficultyTrace
 from fastee.simulation.events import FaultKind
@@ -46,7 +46,7 @@ class _Costs:
     answer_bytes: int
     batch: list[int]
     price: list[float]
-    gain: np.ndarray | None = None
+    gain: np.ndarray | list | None = None
     gain_range: tuple[float, float] = (0.0, 1.0)
     groups: dict[str, list[int]] = field(default_factory=dict)
 
@@ -60,8 +60,8 @@ class _Link:
     duplicate: float = 0.0
 
 
-def build(spec: Spec, profile: Profile | None, difficulty: DifficultyTrace | None, log: bool) -> Built:
-    """Check `spec` and expand it; with a `profile`, that one gives the net, the nodes and the links instead of the spec's own."""
+def build(spec: Spec, profile: Profile | None, difficulty: DifficultyTrace | None, log: bool, policy=None, rule=None) -> Built:
+    """Check `spec` and expand it; a `profile` gives the net, the nodes and the links instead of the spec's own; `policy`, `rule`: made by decorators."""
     check_numbers(spec)
     costs = _from_profile(profile, spec) if profile is not None else _from_spec(spec)
     n, s = len(costs.names), len(costs.mean)
@@ -71,7 +71,7 @@ def build(spec: Spec, profile: Profile | None, difficulty: DifficultyTrace | Non
     if difficulty.num_exits != s - 1:
         raise ValueError(f"simulate: the trace must have {s - 1} exits as the net has, got {difficulty.num_exits}")
     arrival, source = _arrive(spec, costs)
-    qos = QoS(spec.qos.deadline, spec.qos.hit_rate, spec.qos.max_drop, spec.qos.cost_weight)
+    qos = QoS(**{name: getattr(spec.qos, name) for name in spec.qos.__struct_fields__})
     sources = sorted(set(source.tolist()))
     lone = sources[0] if len(sources) == 1 else None
     members = _members(spec, costs, links, lone)
@@ -108,12 +108,31 @@ def build(spec: Spec, profile: Profile | None, difficulty: DifficultyTrace | Non
             codecs=costs.codecs, wire_bytes=costs.wire, codec_seconds=costs.codec_seconds, bandwidth=rate, delay=delay, gain=costs.gain,
             gain_range=costs.gain_range,
         )  # fmt: skip
+        prices = Costs(price_per_second=[costs.price[i] for i in near], price_per_byte=[spec.byte_price] * len(near)) if qos.money_weight > 0 else None
         return Scheduler(
-            mine, qos, policy=spec.policy, thresholds=thresholds, node=near.index(node), home=near.index(home[node]), max_tasks=spec.max_tasks,
-            answer_bytes=costs.answer_bytes, seed=(spec.seed * 1024 + node) % (1 << 63), native=native, **spec.options,
+            mine, qos, policy=policy or spec.policy, thresholds=thresholds, node=near.index(node), home=near.index(home[node]), max_tasks=spec.max_tasks,
+            params=_local_params(spec.params, costs, near), rule=rule, costs=prices, answer_bytes=costs.answer_bytes,
+            seed=(spec.seed * MAX_NODES + node) % (1 << 63), native=native,
         )  # fmt: skip
 
     return Built(world, make, costs.names, difficulty.correct, qos)
+
+
+def _local_params(params: dict, costs: _Costs, near: list[int]) -> dict:
+    """The policy's params with nodes, given by name or number, as columns of one scheduler."""
+
+    def column(name: str, node) -> int:
+        at = _group(costs, f"params.{name}", node)[0] if isinstance(node, str) else node
+        if at not in near:
+            raise ValueError(f"simulate: params.{name}: every node needs a link to {node!r}, among its nearest; {costs.names[near[0]]!r} and others have none")
+        return near.index(at)
+
+    out = dict(params)
+    if "tiers" in out:
+        out["tiers"] = [column("tiers", node) for node in out["tiers"]]
+    if "cloud" in out:
+        out["cloud"] = column("cloud", out["cloud"])
+    return out
 
 
 def _ns(seconds: float) -> int:
@@ -140,11 +159,14 @@ def _from_spec(spec: Spec) -> _Costs:
     if len(net.batch_cost) != len(net.batch_sizes):
         raise ValueError(f"simulate: network.batch_cost must have one factor per batch size ({len(net.batch_sizes)}), got {len(net.batch_cost)}")
     seconds = np.asarray(net.seconds, np.float64)
+    for name, values in (("seconds", seconds), ("batch_cost", np.asarray(net.batch_cost, np.float64))):
+        if not len(values) or not (np.isfinite(values) & (values >= 0) & (values <= 1e6)).all():
+            raise ValueError(f"simulate: network.{name} must hold finite numbers in 0..1e6, got {values.tolist()[:20]}")
     mean = seconds[:, None, None] * np.asarray(slow)[None, :, None] * np.asarray(net.batch_cost, np.float64)[None, None, :]
     wire = _matrix("wire_bytes", net.wire_bytes, (len(seconds), len(net.codecs))) + FRAME_BYTES
     codec = np.zeros(wire.shape) if net.codec_seconds is None else _matrix("codec_seconds", net.codec_seconds, wire.shape)
     return _Costs(tuple(names), tuple(net.batch_sizes), mean, mean * net.spread, tuple(net.codecs), wire, codec, net.answer_bytes + FRAME_BYTES, batch, price,
-                  groups=groups)  # fmt: skip
+                  net.gain, net.gain_range, groups)  # fmt: skip
 
 
 def _matrix(name: str, rows: list, shape: tuple[int, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ class DifficultyTrace:
         try:
             with np.load(path, allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
-        except (ValueError, EOFError, KeyError) as error:
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"DifficultyTrace: {os.fspath(path)!r} is no .npz of arrays: {error}") from None
         unknown = sorted(set(columns) - set(cls.__dataclass_fields__))
         if unknown or "confidence" not in columns or "correct" not in columns:

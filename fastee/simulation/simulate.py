@@ -32,7 +32,7 @@ _CHUNK = 200_000
 def simulate(
     cluster: Spec | Profile | str | os.PathLike,
     trace: DifficultyTrace | tuple | None = None,
-    policy: str | None = None,
+    policy=None,
     *,
     tasks: int | None = None,
     faults: Sequence[FaultSpec | Mapping] | None = None,
@@ -40,7 +40,8 @@ def simulate(
     seed: int | None = None,
     qos: QoS | None = None,
     thresholds: Sequence[float] | None = None,
-    options: Mapping | None = None,
+    params: Mapping | None = None,
+    rule=None,
     log: bool = False,
     native: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -49,7 +50,8 @@ def simulate(
 
     `cluster`: a `Spec`, the path of a SPEC.toml, or a `Profile` (its nodes and links; tasks then arrive at node 0, 10 a second unless
     `arrivals` says otherwise). `trace`: a `DifficultyTrace` or (confidence [rows, K], correct [rows, K+1]); None takes the spec's.
-    Whatever is given here replaces the spec's own. `options` go to every `Scheduler`. `log=True` keeps the event log (56 bytes a line).
+    Whatever is given here replaces the spec's own. `policy`: a name, with its `params`, or one made by ``@fastee.policy``; `rule`: made by
+    ``@fastee.rule``. `log=True` keeps the event log (56 bytes a line).
     `native`: True demands the C++ core, False takes the Python twin (same log, 100 times slower), None takes what is there.
     `progress(ended, tasks)` is called now and then.
 
@@ -61,12 +63,14 @@ def simulate(
     100
     """
     spec, profile = _spec(cluster)
-    changes: dict = {"policy": policy, "tasks": tasks, "seed": seed, "options": None if options is None else dict(options)}
+    own = None if policy is None or isinstance(policy, str) else policy
+    changes: dict = {"policy": policy if own is None else getattr(own, "name", "custom"), "tasks": tasks, "seed": seed}
+    changes["params"] = None if params is None else dict(params)
     changes["thresholds"] = None if thresholds is None else [float(t) for t in thresholds]
     if qos is not None:
         if not isinstance(qos, QoS):
             raise TypeError(f"simulate: qos must be a QoS, got {type(qos).__name__}")
-        changes["qos"] = Promise(deadline=qos.deadline, hit_rate=qos.hit_rate, max_drop=qos.max_drop, cost_weight=qos.cost_weight)
+        changes["qos"] = Promise(**{name: getattr(qos, name) for name in Promise.__struct_fields__})
     changes["faults"] = None if faults is None else list(faults)
     changes["arrivals"] = None if arrivals is None else list(arrivals)
     spec = _convert(msgspec.structs.replace(spec, **{name: value for name, value in changes.items() if value is not None}))
@@ -78,7 +82,7 @@ def simulate(
         raise BackendUnavailable(f"simulate: the C++ core is not there ({_WHY_NOT}); build it with `make build`")
     use_core = _C is not None if native is None else bool(native)
 
-    built = build(spec, profile, trace, log)
+    built = build(spec, profile, trace, log, own, rule)
     world, count = built.world, len(built.world["arrival"])
     schedulers = [built.make(node, use_core) for node in range(len(built.names))]
     if use_core:
@@ -96,12 +100,12 @@ def simulate(
     exits = columns["exit"].astype(np.int64)
     correct = np.zeros(count, bool)
     correct[answered] = built.correct[world["row"][answered], exits[answered]]
-    deadline = world["deadline"].astype(np.float64) * 1e-9
+    deadline = world["deadline"].astype(np.float64) / 1e9
     deadline[world["deadline"] == (1 << 63) - 1] = np.inf
     return SimulationResult(
-        nodes=built.names, policy=spec.policy, seed=spec.seed, num_exits=world["segments"] - 1, arrival=world["arrival"] * 1e-9, source=world["source"],
-        deadline=deadline, latency=np.where(answered, columns["latency"] * 1e-9, np.inf), outcome=outcome, exit=exits, node=columns["node"].astype(np.int32),
-        correct=correct, forced=columns["forced"].astype(bool), wire_bytes=columns["wire"], compute=columns["compute"] * 1e-9, cost=columns["cost"],
+        nodes=built.names, policy=spec.policy, seed=spec.seed, num_exits=world["segments"] - 1, arrival=world["arrival"] / 1e9, source=world["source"],
+        deadline=deadline, latency=np.where(answered, columns["latency"] / 1e9, np.inf), outcome=outcome, exit=exits, node=columns["node"].astype(np.int32),
+        correct=correct, forced=columns["forced"].astype(bool), wire_bytes=columns["wire"], compute=columns["compute"] / 1e9, cost=columns["cost"],
         attempts=columns["attempts"].astype(np.int32), hops=columns["hops"].astype(np.int32), utilisation=columns["busy"] / max(1, totals["now"]),
         rows=columns["ran"], sent_bytes=columns["sent"], totals=totals, wall=wall,
         lines=np.asarray(engine.log(), np.int64).reshape(-1, 7) if log else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ class Network(_Base, kw_only=True):
     """Costs of the net on a machine of slowdown 1: seconds per segment [S] at batch 1, `batch_cost` relative to it per batch size.
 
     `spread`: relative standard deviation. `wire_bytes` [S][codecs]: bytes of the carry that enters segment s; 136 bytes of frame are added
-    to each and to `answer_bytes`. `codec_seconds` like wire_bytes (default 0).
+    to each and to `answer_bytes`. `codec_seconds` like wire_bytes (default 0). `gain` [K][bins] over `gain_range`: the `Profile`'s gain table.
     """
 
     seconds: list[float]
@@ -31,6 +31,8 @@ class Network(_Base, kw_only=True):
     wire_bytes: list[list[float]]
     codec_seconds: list[list[float]] | None = None
     answer_bytes: int = 40
+    gain: list[list[float]] | None = None
+    gain_range: tuple[float, float] = (0.0, 1.0)
 
 
 class Machine(_Base, kw_only=True):
@@ -122,18 +124,19 @@ class FaultSpec(_Base, kw_only=True):
 
 
 class Promise(_Base, kw_only=True):
-    """The fields of `fastee.QoS`."""
+    """The fields of `fastee.QoS`; with `money_weight` > 0 the schedulers know the machines' prices and `byte_price`."""
 
     deadline: float | None = None
     hit_rate: float = 0.99
     max_drop: float | None = None
     cost_weight: float = 0.0
+    money_weight: float = 0.0
 
 
 class Spec(_Base, kw_only=True):
     """A whole simulation. Times in seconds; `detect`: until a silent node counts as down; `grace`: after a deadline, `timeout`: without one;
     `report`: between queue reports; `credit`: tasks under way per peer; `max_neighbours`: peers that one scheduler looks at;
-    `byte_price`: cost of a byte on the wire."""
+    `byte_price`: cost of a byte on the wire; `params`: of the policy, nodes by name."""
 
     network: Network
     machines: list[Machine]
@@ -144,7 +147,7 @@ class Spec(_Base, kw_only=True):
     faults: list[FaultSpec] = []
     qos: Promise = Promise()
     policy: str = "deadline"
-    options: dict[str, float | int | str | bool | list[float]] = {}
+    params: dict[str, Any] = {}
     thresholds: list[float] | None = None
     tasks: int = 1000
     seed: int = 0

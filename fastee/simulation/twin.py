@@ -104,7 +104,7 @@ class Node:
         self.link = [-1] * len(members)
         self.queued = self.waiting = self.frozen = self.frozen_at_start = self.thaw_at = self.started = self.spent = 0
         self.offset = self.release = self.segment = self.epoch = 0
-        self.slow, self.drift = 1.0, 0.0
+        self.slow, self.drift, self.tick_at = 1.0, 0.0, NEVER
         self.alive = self.known_up = True
         self.busy = False
         self.stream = Stream(world["seed"], 1, index)
@@ -230,6 +230,7 @@ class Simulator:
                 inbox, node.inbox = node.inbox, []
                 for work in inbox:
                     self.deliver(work)
+                self.pump(a)
                 self.dispatch(a)
         elif kind == LINK_DETECT:
             source, target = self.w["links"][a][:2]
@@ -237,11 +238,11 @@ class Simulator:
                 self.nodes[source].scheduler.set_link_up(self.nodes[source].me, self.place[source][target], False)
         elif kind == TICK:
             node = self.nodes[a]
-            if node.epoch == b:
+            if node.epoch == b and node.tick_at == self.now:
+                node.tick_at = NEVER
                 if node.alive and node.thaw_at <= self.now:
                     node.scheduler.tick(self.local(node))
                     self.pump(a)
-                self.arm_tick(a)
         else:
             self.start(a)
 
@@ -513,6 +514,7 @@ class Simulator:
             self.follow(work, found[1])
             self.dispatch(n)
             node.scheduler.set_idle(not node.busy and node.queued == 0)
+        self.arm_tick(n)
 
     def dispatch(self, n: int) -> None:
         node = self.nodes[n]
@@ -596,14 +598,15 @@ class Simulator:
         node = self.nodes[n]
         if not node.alive:
             return
+        node.epoch += 1
+        self.push(self.now + self.w["detect"], DETECT, n, node.epoch)
         for work in self.works_on(n):
             work.waiting = False
             self.vanish(work, self.now)
         node.running, node.inbox, node.ready = [], [], [[] for _ in range(self.S)]
         node.alive = node.busy = False
         node.queued = node.waiting = node.thaw_at = 0
-        node.epoch += 1
-        self.push(self.now + self.w["detect"], DETECT, n, node.epoch)
+        node.tick_at = NEVER
 
     def restart(self, n: int) -> None:
         node = self.nodes[n]
@@ -634,7 +637,10 @@ class Simulator:
         node = self.nodes[n]
         following = node.scheduler.next_tick()
         if following != NEVER:
-            self.push(self.now + max(1, following - self.local(node)), TICK, n, node.epoch)
+            at = self.now + max(1, following - self.local(node))
+            if at < node.tick_at:
+                node.tick_at = at
+                self.push(at, TICK, n, node.epoch)
 
     def fault(self, kind: int, target: int, span: int, value: float) -> None:
         self.write(What.FAULT, -1, -1, target, kind, span)

@@ -26,11 +26,12 @@ def three_tiers(**changes) -> Spec:
 def random_spec(seed: int, tasks: int = 60, policy: str | None = None) -> Spec:
     """A world that may hold anything: 1 to 6 machines, traces, shared media, every fault."""
     rng = np.random.default_rng([seed, 99])
-    s, n = int(rng.integers(1, 5)), int(rng.integers(1, 7))
+    policy = policy or str(rng.choice(DRIVEN))
+    s, n = int(rng.integers(3 if policy == "dimee" else 1, 5)), int(rng.integers(1, 7))
     names = [f"m{i}" for i in range(n)]
     real = lambda low, high: float(rng.uniform(low, high))
     pick = lambda: str(rng.choice(names))
-    machines = [{"name": m, "slowdown": 10.0 ** real(-1, 1), "batch": int(rng.integers(1, 6)), "price": real(0, 3)} for m in names]
+    machines = [{"name": m, "slowdown": 10.0 ** real(-1, 1.5), "batch": int(rng.integers(1, 6)), "price": real(0, 3)} for m in names]
     connections, pairs = [], []
     for a in range(n):
         for b in range(n):
@@ -65,7 +66,8 @@ def random_spec(seed: int, tasks: int = 60, policy: str | None = None) -> Spec:
                  "codec_seconds": [[real(0, 1e-3) for _ in range(codecs)] for _ in range(s)]},
         machines=machines, connections=connections, capacities={"radio": {"synthetic": "lte", "rate": 2e6, "seconds": 5.0, "seed": seed}},
         arrivals=[{"kind": kind, "sources": [pick()], "rate": 10.0 ** real(1, 2.5), "on": 0.1, "off": 0.3}] + ([{"sources": ["*"], "rate": 10.0}] if rng.random() < 0.4 else []),
-        thresholds=[real(0.3, 0.9) for _ in range(s - 1)], tasks=tasks, seed=seed, faults=faults, policy=policy or str(rng.choice(DRIVEN)),
+        thresholds=[real(0.3, 0.9) for _ in range(s - 1)], tasks=tasks, seed=seed, faults=faults, policy=policy,
+        params={"counts": [4] * s} if policy == "daisy" else {"period": 0.05, "adapt": str(rng.choice(["none", "rate", "threshold"]))} if policy == "mdi_exit" else {},
         qos={"deadline": None if rng.random() < 0.1 else 10.0 ** real(-2, -0.5), "hit_rate": real(0.5, 0.999)},
         detect=10.0 ** real(-2.5, -0.5), grace=real(0, 0.3), timeout=real(0.3, 2.0), report=0.0 if rng.random() < 0.2 else real(0.01, 0.2),
         credit=int(rng.integers(1, 9)), max_tasks=int(rng.integers(2, 64)), max_neighbours=int(rng.integers(0, 6)), byte_price=1e-9,
