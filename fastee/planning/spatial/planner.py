@@ -236,7 +236,7 @@ class SpatialPlanner:
     def _best(self, found: dict[str, tuple], method: str) -> SpatialPlan:
         times = {name: self.latency(*plan) for name, plan in found.items()}
         name = min(times, key=lambda k: (times[k], k != method))
-        return self._plan(*found[name], method if name in (method, "search") else f"{method} ({name})", {k: t for k, t in times.items() if k != method})
+        return self._plan(*found[name], method if name in (method, "search") else f"{method} ({name})", {k: t for k, t in times.items() if k != name})
 
     def _plan(self, volumes, splits, method: str, compared: dict[str, float]) -> SpatialPlan:
         flat = [e for cuts in splits for e in cuts]
