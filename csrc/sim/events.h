@@ -1,5 +1,7 @@
-// Pending events: 24 bytes each, ordered by time, then by when they were put in. A 4-ary heap in one array.
+// Pending events: 24 bytes each, ordered by time, then by when they were put in. A 4-ary heap in one array; beside it a queue for
+// expiries, one per task and mostly in order already: in the heap they made it 30 times larger and the whole run 25 % slower.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -19,11 +21,15 @@ struct Event {
 
 class Events {
  public:
-  bool empty() const { return heap_.empty(); }
-  const Event& top() const { return heap_.front(); }
+  bool empty() const { return heap_.empty() && head_ == queue_.size(); }
+  const Event& top() const { return queue_first() ? queue_[head_] : heap_.front(); }
 
   void push(int64_t time, EventKind kind, uint32_t a, uint32_t b) {
     const Event event{time, order_++ << 8 | static_cast<uint64_t>(kind), a, b};
+    if (kind == EventKind::kExpire && (head_ == queue_.size() || queue_.back().time <= time)) {
+      queue_.push_back(event);
+      return;
+    }
     size_t i = heap_.size();
     heap_.push_back(event);
     while (i > 0) {
@@ -36,6 +42,14 @@ class Events {
   }
 
   Event pop() {
+    if (queue_first()) {
+      const Event event = queue_[head_++];
+      if (head_ > kSlack && 2 * head_ > queue_.size()) {
+        queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(head_));
+        head_ = 0;
+      }
+      return event;
+    }
     const Event first = heap_.front(), last = heap_.back();
     heap_.pop_back();
     const size_t size = heap_.size();
@@ -57,7 +71,11 @@ class Events {
   }
 
  private:
-  std::vector<Event> heap_;
+  static constexpr size_t kSlack = 1 << 16;
+  bool queue_first() const { return head_ < queue_.size() && (heap_.empty() || queue_[head_].before(heap_.front())); }
+
+  std::vector<Event> heap_, queue_;
+  size_t head_ = 0;
   uint64_t order_ = 0;
 };
 

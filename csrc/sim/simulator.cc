@@ -440,7 +440,11 @@ Decision Simulator::decide(uint32_t w) {
   int64_t ahead = node.busy ? static_cast<int64_t>(node.running.size()) : 0;
   for (const auto& heap : node.ready)
     for (const Ready& r : heap) ahead += r.deadline != work.deadline ? r.deadline < work.deadline : r.order < work.order;
-  node.scheduler->observe_queue(node.me, ahead, node.waiting);
+  const int64_t told = ahead << 32 | node.waiting;
+  if (told != node.told) {
+    node.told = told;
+    node.scheduler->observe_queue(node.me, ahead, node.waiting);
+  }
   const int exit = work.exit;
   work.exit = -1;  // an exit is told once
   sched::Sample sample;
@@ -647,6 +651,7 @@ void Simulator::restart(int n) {
   node.own = std::make_unique<sched::Scheduler>(node.scheduler->model().config);
   node.scheduler = node.own.get();
   node.alive = true;
+  node.told = -1;
   ++node.epoch;
   std::fill(node.by_slot.begin(), node.by_slot.end(), kNone);
   const auto& members = world.members[n];

@@ -76,7 +76,7 @@ class Simulator {
     std::vector<uint32_t> running, inbox, by_slot;
     std::vector<int> credit;  // per member
     std::vector<int> link;    // per member: index of the link there, -1
-    int64_t queued = 0, waiting = 0, frozen = 0, frozen_at_start = 0, thaw_at = 0, started = 0, spent = 0, offset = 0, release = 0, tick_at = sched::kNever;
+    int64_t queued = 0, waiting = 0, frozen = 0, frozen_at_start = 0, thaw_at = 0, started = 0, spent = 0, offset = 0, release = 0, tick_at = sched::kNever, told = -1;
     double slow = 1.0, drift = 0.0;
     int me = 0, segment = 0;
     uint32_t epoch = 0;

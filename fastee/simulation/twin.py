@@ -104,7 +104,7 @@ class Node:
         self.link = [-1] * len(members)
         self.queued = self.waiting = self.frozen = self.frozen_at_start = self.thaw_at = self.started = self.spent = 0
         self.offset = self.release = self.segment = self.epoch = 0
-        self.slow, self.drift, self.tick_at = 1.0, 0.0, NEVER
+        self.slow, self.drift, self.tick_at, self.told = 1.0, 0.0, NEVER, None
         self.alive = self.known_up = True
         self.busy = False
         self.stream = Stream(world["seed"], 1, index)
@@ -461,7 +461,9 @@ class Simulator:
         node = self.nodes[work.node]
         key = work.deadline, work.order
         ahead = len(node.running) * node.busy + sum(item[:2] < key for heap in node.ready for item in heap)
-        node.scheduler.observe_queue(node.me, ahead, node.waiting)
+        if node.told != (ahead, node.waiting):
+            node.told = ahead, node.waiting
+            node.scheduler.observe_queue(node.me, ahead, node.waiting)
         exit, work.exit = work.exit, -1
         row, extras = self.w["row"][work.task], {}
         if self.w["pool"]:
@@ -612,7 +614,7 @@ class Simulator:
         node = self.nodes[n]
         if node.alive:
             return
-        node.scheduler, node.alive, node.rooms = self.remake(n), True, {}
+        node.scheduler, node.alive, node.rooms, node.told = self.remake(n), True, {}, None
         node.epoch += 1
         for i, member in enumerate(self.w["members"][n]):
             node.credit[i] = self.w["credit"]
