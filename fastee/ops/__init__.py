@@ -6,8 +6,10 @@ from fastee.reference import Norm, RowStats
 from .compact import compact
 from .exit_head import exit_head
 from .exit_step import exit_step
+from .feature_delta import feature_delta
 from .gather_rows import gather_rows, scatter_rows
 from .linear_stats import linear_stats
+from .mean_entropy import mean_entropy
 from .pool import pool
 from .quantize_rows import dequantize_rows, quantize_rows
 from .results import CompactResult, ExitHeadResult, ExitStepResult, QuantizedRows
@@ -15,5 +17,5 @@ from .row_stats import row_stats
 
 __all__ = [
     "CompactResult", "ExitHeadResult", "ExitStepResult", "Norm", "QuantizedRows", "RowStats", "compact", "dequantize_rows", "exit_head",
-    "exit_step", "explain", "gather_rows", "linear_stats", "pool", "quantize_rows", "row_stats", "scatter_rows",
+    "exit_step", "explain", "feature_delta", "gather_rows", "linear_stats", "mean_entropy", "pool", "quantize_rows", "row_stats", "scatter_rows",
 ]  # fmt: skip

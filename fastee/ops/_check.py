@@ -11,6 +11,8 @@ from torch import Tensor
 from fastee.errors import did_you_mean
 from fastee.reference import Norm
 
+from .results import QuantizedRows
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MEASURES = ("max_prob", "margin", "entropy", "energy")
 POOLS = ("mean", "mean_tokens", "cls", "last", "none")
@@ -28,6 +30,8 @@ def show(value: Any) -> str:
 def tensor(op: str, name: str, value: Any, dtypes: tuple[torch.dtype, ...], shape: str, ndim: int | tuple[int, ...]) -> Tensor:
     """Return `value` if it is a dense tensor of one of `dtypes` with an allowed number of dimensions."""
     dims = (ndim,) if isinstance(ndim, int) else ndim
+    if isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in dtypes and value.dim() in dims:
+        return value
     kinds = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a {kinds} tensor {shape}, got {show(value)}")
@@ -35,9 +39,7 @@ def tensor(op: str, name: str, value: Any, dtypes: tuple[torch.dtype, ...], shap
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}")
     if value.dtype not in dtypes:
         raise TypeError(f"{op}: {name} must be {kinds} {shape}, got {show(value)}")
-    if value.dim() not in dims:
-        raise ValueError(f"{op}: {name} must be {kinds} {shape}, got {show(value)}")
-    return value
+    raise ValueError(f"{op}: {name} must be {kinds} {shape}, got {show(value)}")
 
 
 def same_device(op: str, first: str, a: Tensor, **others: Tensor | None) -> None:
@@ -103,7 +105,14 @@ def pooled_features(op: str, x: Tensor, kind: str) -> int:
 def head(op: str, x: Any, weight: Any, bias: Any, pool: Any, norm_: Any, measure: Any, threshold: Any, temperature: Any, mask: Any):
     """Check the arguments of a head and return them normalised."""
     x = tensor(op, "x", x, FLOATS, "[B, D, ...]", tuple(range(2, 9)))
-    weight = tensor(op, "weight", weight, FLOATS, "[C, D]", 2)
+    given = weight
+    if isinstance(weight, QuantizedRows):
+        if weight.format != "int8" or weight.group is not None:
+            raise ValueError(f"{op}: weight must be int8 with one scale per class, got {weight.format} with group {weight.group}")
+        weight = tensor(op, "weight.data", weight.data, (torch.int8,), "[C, D]", 2)
+        vector(op, "weight.scale", given.scale, weight.shape[0], "C")
+    else:
+        weight = tensor(op, "weight", weight, FLOATS, "[C, D]", 2)
     word(op, "pool", pool, POOLS)
     word(op, "measure", measure, MEASURES)
     features = pooled_features(op, x, pool)
@@ -122,4 +131,4 @@ def head(op: str, x: Any, weight: Any, bias: Any, pool: Any, norm_: Any, measure
     same_device(op, "x", x, weight=weight, bias=bias, mask=mask)
     threshold = number(op, "threshold", threshold)
     temperature = number(op, "temperature", temperature, positive=True)
-    return x, weight, bias, pool, norm_, measure, threshold, temperature, mask
+    return x, given, bias, pool, norm_, measure, threshold, temperature, mask

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, float32
+from torch import Tensor, bfloat16, float16, float32
 
 from fastee import native
+
+
+WIDENED = (float32, bfloat16, float16)
 
 
 def missing() -> str | None:
@@ -22,6 +25,16 @@ def plain(*tensors: Tensor | None) -> str | None:
         if t is not None and t.device.type != "cpu":
             return f"tensor on {t.device}"
         if t is not None and t.dtype != float32:
+            return f"dtype {str(t.dtype).removeprefix('torch.')} (this backend computes fp32)"
+    return missing()
+
+
+def floats(*tensors: Tensor | None) -> str | None:
+    """Decline what the kernels do not widen on load: they take fp32, bf16 and fp16 in this machine's memory."""
+    for t in tensors:
+        if t is not None and t.device.type != "cpu":
+            return f"tensor on {t.device}"
+        if t is not None and t.dtype not in WIDENED:
             return f"dtype {str(t.dtype).removeprefix('torch.')} (this backend computes fp32)"
     return missing()
 

@@ -11,7 +11,7 @@ from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
 from . import _check, _cpu, _library, _numba
-from .results import ExitHeadResult, ExitStepResult
+from .results import ExitHeadResult, ExitStepResult, QuantizedRows
 
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
 OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
@@ -28,11 +28,18 @@ def layout(x, weight, bias, pool, norm, measure, threshold, temperature, mask) -
 
 
 def cpu_declines(x, weight, bias, pool, norm, *rule) -> str | None:
-    return _cpu.plain(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
+    w = weight.data if isinstance(weight, QuantizedRows) else weight
+    return _cpu.floats(x, None if w is not weight else w, bias, *(norm or ())[1:3]) or layout(x, w, bias, pool, norm, *rule)
 
 
 def numba_declines(x, weight, bias, pool, norm, *rule) -> str | None:
-    return _numba.plain(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
+    if isinstance(weight, QuantizedRows):
+        return "int8 weights (this backend computes fp32)"
+    return _numba.floats(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
+
+
+def dequantized(weight):
+    return reference.dequantize_rows(weight.data, weight.scale) if isinstance(weight, QuantizedRows) else weight
 
 
 def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
@@ -43,11 +50,15 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
 
     def run_cpu(x, weight, bias, pool, norm, measure, threshold, temperature, mask):
         keep = None if mask is None else mask.to(torch.uint8).contiguous()
+        bias = None if bias is None else bias.float()  # the C ABI takes small vectors in fp32 only
+        if norm is not None:
+            norm = norm._replace(weight=None if norm.weight is None else norm.weight.float(), bias=None if norm.bias is None else norm.bias.float())
         result = native.hot.exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, keep, True, step)
         if result is None:
             raise RuntimeError(f"{name}: libfastee refused the call: {native.hot.last_error()}")
         return result
 
+    @_numba.widening
     def run_numba(x, weight, bias, pool, norm, measure, threshold, temperature, mask):
         (rows, classes), kind = (x.shape[0], weight.shape[0]), norm or _numba.NO_NORM
         label, stats = _numba.stats_memory(rows)
@@ -61,8 +72,8 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         head = (label, confidence, exits, RowStats(label, *stats))
         return ExitStepResult(*head, index, count, logits) if step else ExitHeadResult(*head, logits)
 
-    def run_reference(*args):
-        r = (reference.exit_step if step else reference.exit_head)(*args)
+    def run_reference(x, weight, *rest):
+        r = (reference.exit_step if step else reference.exit_head)(x, dequantized(weight), *rest)
         stats = RowStats(r.stats.label, *(s.float() for s in r.stats[1:5]))
         if not step:
             return ExitHeadResult(r.label, r.confidence.float(), r.exits, stats, r.logits)
@@ -85,7 +96,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
 
     def fake(x, weight, *rest):
         rows = _library.rows_like(x, *OUTPUTS)
-        logits = x.new_empty(x.shape[0], weight.shape[0], dtype=weight.dtype)
+        logits = x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
         tail = [x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty((), dtype=torch.int64)] if step else []
         return (*rows, logits, *tail)
 
@@ -97,7 +108,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
 def through_torch(packet: Callable, step: bool, x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits):
     """Call the registered op (under torch.compile and torch.export) and shape its outputs like the eager result."""
     kind, nw, nb, eps = norm or (None, None, None, 0.0)
-    out = packet(x, weight, bias, pool, kind, nw, nb, eps, measure, threshold, temperature, mask)
+    out = packet(x, dequantized(weight), bias, pool, kind, nw, nb, eps, measure, threshold, temperature, mask)
     stats = RowStats(out[0], *out[3:7])
     z = out[7] if logits else None
     return ExitStepResult(*out[:3], stats, out[8], out[9], z) if step else ExitHeadResult(*out[:3], stats, z)

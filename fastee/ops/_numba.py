@@ -6,27 +6,37 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, float32
+from torch import Tensor, bfloat16, float16, float32
 
 from fastee.kernels import numba
 from fastee.reference import Norm
 
 NORMS = {"": 0, "layer": 1, "rms": 2, "affine": 3}
 LARGE = 400_000
+NARROW = (bfloat16, float16)
 MEASURES = ("max_prob", "margin", "entropy", "energy")
 NO_NORM = Norm("", None, None, 0.0)
 MOVES = "torch moves rows as fast"
 MEANS = "torch takes means as fast"
 
 
-def plain(*tensors: Tensor | None) -> str | None:
-    """Decline what is not a plain fp32 tensor in this machine's memory."""
+def floats(*tensors: Tensor | None) -> str | None:
+    """Decline what is not fp32, bf16 or fp16 in this machine's memory."""
     for t in tensors:
         if t is not None and t.device.type != "cpu":
             return f"tensor on {t.device}"
-        if t is not None and t.dtype != float32:
+        if t is not None and t.dtype not in (float32, *NARROW):
             return f"dtype {str(t.dtype).removeprefix('torch.')} (this backend computes fp32)"
     return numba.missing()
+
+
+def widening(run: Callable) -> Callable:
+    """Hand `run` its bf16 and fp16 tensors as fp32: a copy, exact, after which the arithmetic is that of fp32."""
+
+    def wide(*args):
+        return run(*(a.float() if isinstance(a, Tensor) and a.dtype in NARROW else a for a in args))
+
+    return wide
 
 
 def kernel(module: str, name: str | None = None) -> Callable:
@@ -54,7 +64,7 @@ def flat(t: Tensor | None, dtype: torch.dtype | None = None) -> np.ndarray:
     """Return the memory that `t` spans as one contiguous array without a copy, seen as `dtype`; empty for None."""
     if t is None:
         return EMPTY
-    t = t.detach()
+    t = t.detach() if t.dtype not in NARROW or dtype else t.float()  # a narrow norm vector, which `widening` does not see
     if not t.is_contiguous():
         span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
         t = t.as_strided((span,), (1,))

@@ -7,7 +7,7 @@ from fastee.dispatch import choose, direct
 from fastee.reference import Norm
 
 from ._head import make_op, through_torch
-from .results import ExitHeadResult
+from .results import ExitHeadResult, QuantizedRows
 
 _op, _packet = make_op("exit_head", step=False)
 _direct = direct("exit_head")
@@ -15,7 +15,7 @@ _direct = direct("exit_head")
 
 def exit_head(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedRows,
     bias: Tensor | None = None,
     pool: str = "mean",
     norm: Norm | None = None,
@@ -30,9 +30,9 @@ def exit_head(
     """Run an exit's head on an activation and say per row whether it may leave.
 
     Args:
-        x: activation, fp32/bf16/fp16/fp64. ``pool="mean"``: [B, D, ...] in any memory format; ``mean_tokens``, ``cls``,
+        x: activation, fp32/bf16/fp16/fp64 (narrow types are widened on load, the arithmetic is fp32). ``pool="mean"``: [B, D, ...] in any memory format; ``mean_tokens``, ``cls``,
             ``last``: [B, T, D]; ``none``: [B, D]. Any row stride.
-        weight, bias: the classifier, [C, D] and [C].
+        weight, bias: the classifier, [C, D] and [C]. `weight` may be ``quantize_rows(weight)``: a quarter of the bytes, for large C.
         norm: normalisation between pool and classifier (`fastee.ops.Norm`).
         measure: the score; larger is more confident: ``max_prob`` 1/s, ``margin`` p1 - p2, ``entropy`` -H in nats,
             ``energy`` temperature * lse (arXiv 2010.03759).

@@ -7,7 +7,7 @@ from fastee.dispatch import choose, direct
 from fastee.reference import Norm
 
 from ._head import make_op, through_torch
-from .results import ExitStepResult
+from .results import ExitStepResult, QuantizedRows
 
 _op, _packet = make_op("exit_step", step=True)
 _direct = direct("exit_head")
@@ -15,7 +15,7 @@ _direct = direct("exit_head")
 
 def exit_step(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedRows,
     bias: Tensor | None = None,
     pool: str = "mean",
     norm: Norm | None = None,

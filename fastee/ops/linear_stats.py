@@ -21,10 +21,11 @@ def _run_reference(*args):
     return RowStats(stats.label, *(s if s is None else s.float() for s in stats[1:]))
 
 
-def _run_cpu(*args):
-    return native.hot.linear_stats(*args)
+def _run_cpu(x, weight, bias, temperature, second_moment):
+    return native.hot.linear_stats(x, weight, None if bias is None else bias.float(), temperature, second_moment)
 
 
+@_numba.widening
 def _run_numba(x, weight, bias, temperature, second_moment):
     (rows, features), classes = x.shape, weight.shape[0]
     label, stats = _numba.stats_memory(rows, second_moment)
@@ -47,11 +48,11 @@ _op = dispatch.register(
     dispatch.Op(
         "linear_stats",
         (
-            dispatch.Backend("cpu", _run_cpu, lambda x, w, b, t, m: _cpu.plain(x, w, b) or _layout(x, w, b)),
+            dispatch.Backend("cpu", _run_cpu, lambda x, w, b, t, m: _cpu.floats(x, w, b) or _layout(x, w, b)),
             dispatch.Backend(
                 "numba",
                 _run_numba,
-                lambda x, w, b, t, m: _numba.plain(x, w, b) or _layout(x, w, b),
+                lambda x, w, b, t, m: _numba.floats(x, w, b) or _layout(x, w, b),
                 lambda x, w, b, t, m: _numba.not_ready("linear_stats") or _numba.large(x, w),
             ),
             dispatch.Backend("reference", _run_reference),

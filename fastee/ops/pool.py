@@ -28,6 +28,7 @@ def _run_cpu(x, kind, mask):
     return out
 
 
+@_numba.widening
 def _run_numba(x, kind, mask):
     memory = _numba.activation(x, kind)
     out = torch.empty(memory[1], memory[2])
@@ -44,11 +45,11 @@ _op = dispatch.register(
     dispatch.Op(
         "pool",
         (
-            dispatch.Backend("cpu", _run_cpu, lambda x, kind, mask: _cpu.plain(x) or _cpu.pooled(x, kind)),
+            dispatch.Backend("cpu", _run_cpu, lambda x, kind, mask: _cpu.floats(x) or _cpu.pooled(x, kind)),
             dispatch.Backend(
                 "numba",
                 _run_numba,
-                lambda x, kind, mask: _numba.plain(x) or _cpu.pooled(x, kind),
+                lambda x, kind, mask: _numba.floats(x) or _cpu.pooled(x, kind),
                 lambda x, kind, mask: _numba.MEANS if mask is None else _numba.not_ready("pool"),
             ),
             dispatch.Backend("reference", _run_reference),

@@ -46,16 +46,17 @@ def _scales(x: Tensor, group: int | None) -> Tensor:
 
 def _run_quantize(x, format, group):
     data, scale = torch.empty(x.shape, dtype=torch.int8), _scales(x, group)
-    native.hot.quantize_rows(x.detach(), group or 0, data, scale)
+    native.hot.quantize_rows(x.detach(), "int8", group or 0, data, scale)
     return QuantizedRows(data, scale, format, group)
 
 
 def _run_dequantize(data, scale, group):
     out = torch.empty(data.shape, dtype=torch.float32)
-    native.hot.dequantize_rows(data, scale, group or 0, out)
+    native.hot.dequantize_rows(data, scale, "int8", group or 0, out)
     return out
 
 
+@_numba.widening
 def _numba_quantize(x, format, group):
     data, scale, row = torch.empty(x.shape, dtype=torch.int8), _scales(x, group), x.shape[1:].numel()
     _numba.kernel("quantize_rows", "quantize_int8")(_numba.flat(x), x.shape[0], row, x.stride(0), group or row, _numba.flat(data), _numba.flat(scale))
@@ -84,7 +85,7 @@ _quantize = dispatch.register(
         (
             dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.plain(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend(
-                "numba", _numba_quantize, lambda x, f, g: _numba.plain(x) or _cpu.contiguous_rows("x", x), lambda x, f, g: _numba.not_ready("quantize_rows")
+                "numba", _numba_quantize, lambda x, f, g: _numba.floats(x) or _cpu.contiguous_rows("x", x), lambda x, f, g: _numba.not_ready("quantize_rows")
             ),
             dispatch.Backend("reference", lambda x, f, g: QuantizedRows(*reference.quantize_rows(x, f, g), f, g)),
         ),

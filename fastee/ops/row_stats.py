@@ -22,6 +22,7 @@ def _run_reference(logits, temperature, second_moment):
     return RowStats(stats.label, *(s if s is None else s.float() for s in stats[1:]))
 
 
+@_numba.widening
 def _run_numba(logits, temperature, second_moment):
     rows, classes = logits.shape
     label, stats = _numba.stats_memory(rows, second_moment)
@@ -39,9 +40,9 @@ _op = dispatch.register(
     dispatch.Op(
         "row_stats",
         (
-            dispatch.Backend("cpu", _run_cpu, lambda z, t, m: _cpu.plain(z) or _cpu.contiguous_rows("logits", z)),
+            dispatch.Backend("cpu", _run_cpu, lambda z, t, m: _cpu.floats(z) or _cpu.contiguous_rows("logits", z)),
             dispatch.Backend(
-                "numba", _run_numba, lambda z, t, m: _numba.plain(z) or _cpu.contiguous_rows("logits", z), lambda z, t, m: _numba.not_ready("row_stats")
+                "numba", _run_numba, lambda z, t, m: _numba.floats(z) or _cpu.contiguous_rows("logits", z), lambda z, t, m: _numba.not_ready("row_stats")
             ),
             dispatch.Backend("reference", _run_reference),
         ),
@@ -56,7 +57,7 @@ _direct = dispatch.direct("direct_row_stats")
 def flat_stats(stats: RowStats, second_moment: bool) -> tuple[Tensor, ...]:
     """The six tensors that torch's dispatcher returns, none an alias of another."""
     last = stats.entropy_p2 if second_moment else torch.empty(0, device=stats.label.device)
-    return (stats.label, stats.max_prob, stats.margin, stats.entropy, stats.lse, last)
+    return (stats.label, *(s.clone() for s in stats[1:5]), last.clone())  # a backend may keep them in one block
 
 
 def fake_stats(x: Tensor, second_moment: bool) -> tuple[Tensor, ...]:

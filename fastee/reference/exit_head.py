@@ -6,6 +6,7 @@ from torch.nn.functional import linear
 from .norm import Norm, normalize
 from .pool import pool as pool_op
 from .row_stats import RowStats, row_stats
+from .widen import widen
 
 
 class ExitHeadResult(NamedTuple):
@@ -26,10 +27,10 @@ def exit_head(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, pool: str = "mean", norm: Norm | None = None, measure: str = "max_prob",
     threshold: float = 0.9, temperature: float = 1.0, mask: Tensor | None = None,
 ) -> ExitHeadResult:  # fmt: skip
-    features = pool_op(x, pool, mask)
+    features, weight = pool_op(widen(x), pool, mask), widen(weight)
     if norm is not None:
-        features = normalize(features, norm)
-    logits = linear(features.to(weight.dtype), weight, bias)
+        features = normalize(features, norm._replace(weight=widen(norm.weight), bias=widen(norm.bias)))
+    logits = linear(features.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
     stats = row_stats(logits, temperature)
     confidence = score(stats, measure, temperature)
     exits = (confidence >= threshold) & (threshold != float("inf"))  # NaN compares false: it never exits

@@ -101,6 +101,15 @@ def test_quantize_groups(way, group):
     assert torch.allclose(ops.dequantize_rows(q, backend=way), x, atol=float(q.scale.max()) / 2 * 1.001)
 
 
+def test_quantize_multiplies_by_one_rounded_quotient(way):
+    # 127 / max is rounded once. Where it was 127 * (1 / max), the half of a maximum of 2.859375 came to 63.499996, not 63.5.
+    x = torch.arange(128, 256)[:, None] / 64.0 * torch.tensor([1.0, 0.5, 0.25, 0.75, -0.5])
+    q, want = ops.quantize_rows(x, backend=way), reference.quantize_rows(x)
+    assert torch.equal(q.data, want[0]) and torch.equal(q.scale, want[1])
+    exact = (x * (torch.full((128, 1), 127.0) / x.amax(1, keepdim=True))).round().to(torch.int8)
+    assert torch.equal(q.data, exact) and q.data[55, 1] == 64
+
+
 def test_quantize_edge_rows(way):
     x = torch.ones(7, 20)
     x[0] = 0

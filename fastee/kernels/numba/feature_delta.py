@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ._jit import kernel
-from ._rows import INF, dot, f4, fold
+from ._rows import INF, NAN, dot, f4, fold
 
 
 @kernel("void(f4[::1], f4[::1], i8, i8, i8, i8, f4[::1])")
@@ -18,6 +18,9 @@ def feature_delta(a, b, rows, features, a_stride, b_stride, out):
         u, v = f4(math.sqrt(dot(x, x, t))), f4(math.sqrt(dot(y, y, t)))
         if u == 0 or v == 0:
             out[r] = INF
+            continue
+        if u * v == INF:  # a sum of squares beyond fp32: no answer
+            out[r] = NAN
             continue
         for d in range(features):
             step = x[d] / u - y[d] / v

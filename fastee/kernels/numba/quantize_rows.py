@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import kernel
-from ._rows import _ROUND, NAN, ONE, ZERO, f4, i4
+from ._rows import NAN, ONE, ZERO, f4, i4
 
 _LARGEST_SCALE = f4(float.fromhex("0x1.0204060000000p+121"))  # 127 times the next float is inf
 _MAGNITUDE, _INF_BITS = i4(0x7FFFFFFF), i4(0x7F800000)
@@ -33,7 +33,7 @@ def quantize_int8(x, rows, row, row_stride, group, data, scale):
                 q[:] = 0
             else:
                 for i in range(group):
-                    v = (source[i] * tiny * inverse + _ROUND) - _ROUND
+                    v = np.rint(source[i] * tiny * inverse)
                     q[i] = np.int8(max(min(v, _LIMIT), -_LIMIT))
 
 
