@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -399,6 +400,19 @@ Int64s decide_batch(Bound& self, const Int64s& tasks, int exit, const Doubles& c
   return codes;
 }
 
+// ns per decision of `rounds` runs of `loop` single decisions each, asked in C++: what the benchmark shows beside the Python call.
+py::array_t<double> time_decide(Bound& self, const Int64s& tasks, int exit, const Doubles& confidences, int64_t now, int64_t loop, int64_t rounds) {
+  if (tasks.size() == 0 || tasks.size() != confidences.size() || loop < 1 || rounds < 1) throw py::value_error("time_decide: tasks and confidences must both be [B], B >= 1; loop and rounds >= 1");
+  py::array_t<double> ns(rounds);
+  for (int64_t r = 0, i = 0; r < rounds; ++r) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int64_t k = 0; k < loop; ++k, i = (i + 1) % tasks.size()) self.core->decide(tasks.data()[i], exit, confidences.data()[i], ++now);
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    ns.mutable_data()[r] = took.count() / static_cast<double>(loop);
+  }
+  return ns;
+}
+
 template <typename To, typename From, typename Pick>
 py::list table(const std::vector<From>& values, int columns, Pick pick) {
   py::list rows;
@@ -460,6 +474,7 @@ PYBIND11_MODULE(_C, m) {
       .def("decide_batch", &decide_batch, py::arg("tasks"), py::arg("exit"), py::arg("confidences"), py::arg("now"), py::arg("samples"))
       .def("set_node_up", [](Bound& self, int node, bool up) { self.core->set_node_up(node, up); })
       .def("set_link_up", [](Bound& self, int src, int dst, bool up) { self.core->set_link_up(src, dst, up); })
+      .def("time_decide", &time_decide)
       .def("rebatch", [](const Bound& self, int segment, int64_t rows, int64_t others, int64_t merge_ns) {
         return self.core->rebatch(segment, rows, others, merge_ns);
       })

@@ -5,6 +5,8 @@
 namespace fastee::sched {
 namespace {
 
+constexpr int64_t kMaxQueue = int64_t{1} << 40;
+
 // p * a + (1 - p) * b, also where one of them is infinite and has no weight.
 double mix(double p, double a, double b) { return p <= 0 ? b : p >= 1 ? a : p * a + (1.0 - p) * b; }
 
@@ -276,7 +278,7 @@ bool Model::observe_link(int src, int dst, int64_t nbytes, int64_t duration) {
 }
 
 bool Model::observe_queue(int n, int64_t length, int64_t out_length) {
-  if (n < 0 || n >= nodes || length < 0 || out_length < 0) {
+  if (n < 0 || n >= nodes || length < 0 || length > kMaxQueue || out_length < 0) {
     ++counters.ignored;
     return false;
   }

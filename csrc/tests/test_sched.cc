@@ -12,7 +12,7 @@
 namespace {
 
 int failures = 0;
-int64_t allocations = 0;
+thread_local int64_t allocations = 0;
 
 #define CHECK(condition)                                              \
   do {                                                                \
@@ -139,6 +139,16 @@ void check_construction() {
   check_refused([](Config& c) { c.home = 2; });
 }
 
+// A rule and a policy that read every record and answer anything.
+int8_t any_rule(const StatsRecord* stats, const TaskRecord* task, const NodeRecord* node) {
+  return stats->confidence + stats->margin > 0.8 || (task->slack < 1e-3 && node->here);
+}
+int64_t any_action(const StatsRecord* stats, const TaskRecord* task, const NodeRecord* nodes) {
+  static thread_local int64_t turn = 0;
+  const int64_t pick = turn++ % 7;
+  return pick < 2 ? nodes[pick].action : pick == 2 ? kWaitAction : pick == 3 ? kExitAction : pick == 4 ? kRejectAction : stats->exit * 99 - task->segment;
+}
+
 // Garbage in every argument: no undefined behaviour (run under ASan and UBSan), and the books stay balanced.
 void fuzz(unsigned seed) {
   std::mt19937_64 rng(seed);
@@ -159,7 +169,21 @@ void fuzz(unsigned seed) {
       default: return static_cast<double>(rng() % 1000) / 500.0 - 0.5;
     }
   };
-  Config c = small(seed % 2 ? "deadline" : "threshold");
+  static constexpr const char* kPolicies[] = {"deadline", "threshold", "patience", "distree", "mdi_exit", "dimee", "splitee", "jei_gate", "daisy", "custom"};
+  Config c = small(kPolicies[seed % 10]);
+  c.params.delta = {0.3, kInf};
+  c.params.tiers = {0, 1, 1};
+  c.params.cuts = {0, 1};
+  c.params.counts = {1, 2, 3};
+  c.params.t_o = 2;
+  c.params.adapt = static_cast<int>(seed / 10 % 3);
+  c.params.side_information = c.params.train = c.params.whole_batch = seed / 10 % 2;
+  c.params.cloud = 1;
+  c.classes = {{kMs, 1.0, 0.5}};
+  if (seed % 10 == 9) c.custom = any_action;
+  if (seed % 4 == 0) c.rule = any_rule;
+  if (seed % 7 == 0) c.eager_limit = 0;
+  c.seed = seed;
   c.node = static_cast<int>(rng() % 2);
   if (seed % 3 == 0) {
     c.bins = 4;
@@ -178,14 +202,18 @@ void fuzz(unsigned seed) {
     // The clock stands still after a time in the far future, so those come at the end only.
     const int64_t odd = any();
     const int64_t now = rng() % 64 || (i < 3600 && odd > i * 1000) ? static_cast<int64_t>(i) * 1000 : odd;
-    switch (rng() % 9) {
+    switch (rng() % 12) {
       case 0: {
-        const int64_t task = s.admit(now, rng() % 2 ? Scheduler::kDefaultDeadline : any(), static_cast<int>(any()));
+        const int64_t task = s.admit(now, rng() % 2 ? Scheduler::kDefaultDeadline : any(), static_cast<int>(any()), static_cast<int>(rng() % 3));
         if (task >= 0 && handles.size() < handles.capacity()) handles.push_back(task);
         break;
       }
       case 1:
-      case 2: s.decide(handle, static_cast<int>(any()), any_double(), now); break;
+      case 2: {
+        Sample sample{any_double(), any_double(), any_double(), static_cast<int32_t>(any()), static_cast<int32_t>(any())};
+        s.decide(handle, static_cast<int>(any()), sample, now);
+        break;
+      }
       case 3: {
         const int64_t rows = static_cast<int64_t>(rng() % 33);
         for (int64_t r = 0; r < rows; ++r) {
@@ -198,12 +226,27 @@ void fuzz(unsigned seed) {
       }
       case 4: s.observe(static_cast<int>(any()), static_cast<int>(any()), any(), any()); break;
       case 5: s.observe_link(static_cast<int>(any()), static_cast<int>(any()), any(), any()); break;
-      case 6: s.observe_queue(static_cast<int>(any()), any()); break;
+      case 6: s.observe_queue(static_cast<int>(any()), any(), any()); break;
+      case 9: {
+        int64_t task;
+        Decision d;
+        for (int k = 0; k < 20 && s.poll(now, &task, &d); ++k) CHECK(d.action != Action::kWait && task >= 0);
+        break;
+      }
+      case 10:
+        s.tick(now);
+        CHECK(s.admit_interval() >= 0);
+        s.next_tick();
+        break;
+      case 11:
+        s.set_idle(rng() % 2);
+        s.rebatch(static_cast<int>(any()), any() / 4, any() / 4, any());
+        break;
       case 7:
         s.set_node_up(static_cast<int>(any()), rng() % 4);
         s.set_link_up(static_cast<int>(any()), static_cast<int>(any()), rng() % 4);
         break;
-      default: s.finish(handle);
+      default: s.finish(handle, any_double());
     }
   }
   CHECK(allocations == before);
@@ -212,6 +255,7 @@ void fuzz(unsigned seed) {
   int64_t exits = 0;
   for (int64_t count : s.per_exit()) exits += count;
   CHECK(exits == n.exits);
+  CHECK(s.waiting() >= 0 && s.waiting() <= s.live());
   CHECK(n.forced <= n.exits && n.late <= n.exits);
   CHECK(seed % 5 == 0 || (n.admitted > 0 && n.stale > 0 && n.ignored > 0 && n.clock_backwards > 0));
 }
@@ -222,7 +266,7 @@ int main() {
   check_rules();
   check_offload();
   check_construction();
-  for (unsigned seed = 0; seed < 60; ++seed) fuzz(seed);
+  for (unsigned seed = 0; seed < 120; ++seed) fuzz(seed);
   std::printf("test_sched: %d failures\n", failures);
   return failures != 0;
 }

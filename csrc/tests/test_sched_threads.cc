@@ -1,0 +1,93 @@
+// Four threads: each with a scheduler of its own, then all on one behind the caller's lock; run under TSan by `make sanitize`.
+#include <mutex>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "sched/scheduler.h"
+
+using namespace fastee::sched;
+
+namespace {
+
+Config world(const char* policy, int node) {
+  Config c;
+  c.segments = 4;
+  c.nodes = 3;
+  c.codecs = 2;
+  c.batch_sizes = {1, 8};
+  c.mean.assign(24, 1e-3);
+  c.spread.assign(24, 1e-4);
+  c.wire_bytes.assign(8, 4096);
+  c.codec_seconds.assign(8, 1e-5);
+  c.bandwidth.assign(9, 1e8);
+  c.delay.assign(9, 1e-3);
+  c.hosts.assign(12, 1);
+  c.thresholds.assign(3, 0.8);
+  c.params.delta.assign(3, 0.5);
+  c.params.tiers = {0, 1, 2};
+  c.params.counts.assign(4, 1);
+  c.policy = policy;
+  c.node = node;
+  c.deadline = 20'000'000;
+  c.max_tasks = 512;
+  return c;
+}
+
+template <typename Guard>
+void drive(Scheduler& s, unsigned seed, Guard guard) {
+  std::mt19937_64 rng(seed);
+  std::vector<int64_t> tasks(64, -1);
+  for (int i = 0; i < 4000; ++i) {
+    [[maybe_unused]] const auto held = guard();
+    const int64_t now = i * 1000;
+    const size_t k = rng() % tasks.size();
+    switch (rng() % 6) {
+      case 0:
+        if (tasks[k] >= 0) s.finish(tasks[k]);
+        tasks[k] = s.admit(now);
+        break;
+      case 1: s.observe(static_cast<int>(rng() % 4), static_cast<int>(rng() % 3), 1, static_cast<int64_t>(rng() % 3'000'000) + 1); break;
+      case 2: s.observe_link(0, static_cast<int>(rng() % 3), 1 << 20, static_cast<int64_t>(rng() % 90'000'000) + 1); break;
+      case 3: s.observe_queue(static_cast<int>(rng() % 3), static_cast<int64_t>(rng() % 5)); break;
+      case 4: {
+        int64_t task;
+        Decision d;
+        s.poll(now, &task, &d);
+        s.tick(now);
+        break;
+      }
+      default: s.decide(tasks[k], static_cast<int>(rng() % 4), static_cast<double>(rng() % 100) / 100.0, now);
+    }
+  }
+}
+
+void check_books(const Scheduler& s) {
+  const Counters& n = s.counters();
+  CHECK(n.admitted > 0 && n.admitted == n.exits + n.rejected + n.finished + s.live());
+}
+
+}  // namespace
+
+int main() {
+  for (const char* policy : {"deadline", "mdi_exit", "splitee", "dimee"}) {
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t)
+      threads.emplace_back([policy, t] {
+        Scheduler s(world(policy, t % 3));
+        drive(s, static_cast<unsigned>(t), [] { return 0; });
+        check_books(s);
+      });
+    for (std::thread& thread : threads) thread.join();
+
+    Scheduler shared(world(policy, 0));
+    std::mutex lock;
+    threads.clear();
+    for (int t = 0; t < 4; ++t)
+      threads.emplace_back([&shared, &lock, t] { drive(shared, static_cast<unsigned>(t), [&lock] { return std::unique_lock(lock); }); });
+    for (std::thread& thread : threads) thread.join();
+    check_books(shared);
+  }
+  return report("test_sched_threads");
+}
