@@ -322,14 +322,15 @@ def test_tenants_have_their_own_deadline_and_hit_rate():
             sched.admit(0, tenant=2)
 
 
-def test_energy_moves_a_task_to_the_frugal_node_and_weighs_in_the_gain():
+def test_energy_moves_a_task_to_the_frugal_node():
+    near = small_profile(mean=[[[4e-3, 8e-3], [4e-5, 8e-5]]] * 3, delay=[[0, 0], [0, 0]], bandwidth=[[0, 1e12], [1e12, 0]])
     for native in CORES:
-        run = lambda weight, **q: make(native, "deadline", None, small_profile(mean=[[[4e-3, 8e-3], [4e-5, 8e-5]]] * 3, delay=[[0, 0], [0, 0]], bandwidth=[[0, 1e12], [1e12, 0]]),
-                                       [0.9, 0.9], qos=QoS(cost_weight=1.0, energy_weight=weight, **q), costs=Costs(watts=[1.0, 1000.0]))  # fmt: skip
-        assert run(0.0).decide(run(0.0).admit(0), -1, 0.0, 0).action == Action.REJECT  # another scheduler's handle
         for weight, expected in ((0.0, 1), (1.0, 0)):
-            sched = run(weight)
+            qos = QoS(cost_weight=1.0, energy_weight=weight)
+            sched = make(native, "deadline", None, near, [0.9, 0.9], qos=qos, costs=Costs(watts=[1.0, 1000.0]))
             assert sched.decide(sched.admit(0), 0, 0.1, 0).node == expected
+    with pytest.raises(ValueError, match="Costs: QoS.cost_weight must be > 0"):
+        make(None, "deadline", None, near, [0.9, 0.9], costs=Costs(watts=[1.0, 1000.0]))
 
 
 def test_rebatching_pays_where_the_time_saved_exceeds_the_merge():
