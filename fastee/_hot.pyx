@@ -55,6 +55,7 @@ cdef extern from "fastee/fastee.h" nogil:
         const DLTensor* norm_weight
         const DLTensor* norm_bias
         const DLTensor* mask
+        const DLTensor* weight_scale
     ctypedef struct fastee_head_out:
         fastee_row_stats_out stats
         float* confidence
@@ -68,14 +69,24 @@ cdef extern from "fastee/fastee.h" nogil:
     const char* fastee_isa()
     const char* fastee_isas()
     fastee_status fastee_select_isa(const char*)
+    int32_t fastee_get_num_threads()
+    fastee_status fastee_set_num_threads(int32_t)
     fastee_status fastee_pool(const DLTensor*, fastee_pool_kind, const DLTensor*, const DLTensor*, void*)
     fastee_status fastee_row_stats(const DLTensor*, float, const fastee_row_stats_out*, void*)
+    fastee_status fastee_mean_entropy(const DLTensor*, const DLTensor*, float, float*, void*)
+    fastee_status fastee_feature_delta(const DLTensor*, const DLTensor*, float*, void*)
     fastee_status fastee_exit_head(const DLTensor*, const fastee_head*, const fastee_head_out*, void*)
     fastee_status fastee_compact(const DLTensor*, int64_t*, int64_t*, void*)
     fastee_status fastee_gather_rows(const DLTensor*, const DLTensor*, const DLTensor*, void*)
     fastee_status fastee_scatter_rows(const DLTensor*, const DLTensor*, const DLTensor*, void*)
-    fastee_status fastee_quantize_rows(const DLTensor*, int64_t, const DLTensor*, const DLTensor*, void*)
-    fastee_status fastee_dequantize_rows(const DLTensor*, const DLTensor*, int64_t, const DLTensor*, void*)
+    ctypedef int fastee_format
+    fastee_status fastee_quantize_rows(const DLTensor*, fastee_format, int64_t, const DLTensor*, const DLTensor*, void*)
+    fastee_status fastee_dequantize_rows(const DLTensor*, const DLTensor*, fastee_format, int64_t, const DLTensor*, void*)
+    fastee_status fastee_exit_pack(const DLTensor*, const fastee_head*, fastee_format, int64_t, const fastee_head_out*, void*, int64_t, int64_t*, int64_t*, void*)
+    int64_t fastee_pack_planes_bound(int64_t, int64_t)
+    fastee_status fastee_pack_planes(const DLTensor*, void*, int64_t, int64_t*, void*)
+    fastee_status fastee_planes_info(const void*, int64_t, DLDataType*, int64_t*)
+    fastee_status fastee_unpack_planes(const void*, int64_t, int64_t, const DLTensor*, void*)
 
 # torch's exchange table, DLPack 1.3: only the layout up to the one entry that is used here.
 ctypedef int (*FromPython)(void*, DLTensor*) noexcept
@@ -109,6 +120,9 @@ if fastee_abi_version() != FASTEE_ABI_VERSION:
 if os.environ.get("FASTEE_CPU_ISA") and fastee_select_isa(os.environ["FASTEE_CPU_ISA"].encode()):
     raise ValueError(fastee_last_error().decode())
 
+if os.environ.get("FASTEE_NUM_THREADS") and os.environ["FASTEE_NUM_THREADS"] != str(fastee_get_num_threads()):
+    raise ValueError(f"FASTEE_NUM_THREADS must be a number from 1 to 1024, got {os.environ['FASTEE_NUM_THREADS']!r}")
+
 cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 
@@ -120,6 +134,7 @@ cdef dict _CODES = {
 cdef dict _POOLS = {"mean": 0, "mean_tokens": 1, "cls": 2, "last": 3, "none": 4}
 cdef dict _NORMS = {"layer": 1, "rms": 2, "affine": 3}
 cdef dict _MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "energy": 3}
+cdef dict _FORMATS = {"int8": 0, "int4": 1, "fp8_e4m3": 2, "bf16": 3}
 DEF MAX_DIMS = 16
 
 
@@ -187,6 +202,14 @@ def isas():
 def select_isa(str name):
     """Lower the instruction set of the CPU kernels to `name` ("" = the best); raises ValueError for one that cannot run."""
     check(fastee_select_isa(name.encode()))
+
+
+def get_num_threads():
+    return fastee_get_num_threads()
+
+
+def set_num_threads(int32_t count):
+    check(fastee_set_num_threads(count))
 
 
 cdef class _Memory:
@@ -354,16 +377,22 @@ cdef class HeadResult:
 
 def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step):
     """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why)."""
-    cdef View vx, vw, vb, vnw, vnb, vm
+    cdef View vx, vw, vb, vnw, vnb, vm, vs
     cdef fastee_head head
     cdef fastee_head_out out
     cdef int64_t count = 0
     cdef HeadResult r
     cdef Py_ssize_t rows, size
     cdef fastee_status status
+    scale = None
+    if type(weight) is not Tensor and type(weight) is not Parameter:
+        if getattr(weight, "format", None) != "int8" or weight.group is not None:
+            return None
+        weight, scale = weight.data, weight.scale  # a QuantizedRows
     if type(x) is not Tensor and type(x) is not Parameter or type(weight) is not Parameter and type(weight) is not Tensor:
         return None  # fakes, functional wrappers and DTensors hold no memory of their own
     try:
+        head.weight_scale = view_or_null(scale, &vs)
         head.pool = _POOLS[pool]
         head.measure = _MEASURES[measure]
         view(x, &vx)
@@ -465,6 +494,28 @@ def linear_stats(x, weight, bias, double temperature, bint second_moment):
     return stats_at(m, rows, 8 * rows, second_moment)
 
 
+def mean_entropy(logits, mask, double temperature, out):
+    cdef View vl, vm, vo
+    cdef fastee_status status
+    view(logits, &vl)
+    view(out, &vo)
+    cdef const DLTensor* m = view_or_null(mask, &vm)
+    with nogil:
+        status = fastee_mean_entropy(&vl.t, m, temperature, <float*> vo.t.data, NULL)
+    check(status)
+
+
+def feature_delta(a, b, out):
+    cdef View va, vb, vo
+    cdef fastee_status status
+    view(a, &va)
+    view(b, &vb)
+    view(out, &vo)
+    with nogil:
+        status = fastee_feature_delta(&va.t, &vb.t, <float*> vo.t.data, NULL)
+    check(status)
+
+
 def pool(x, str kind, mask, out):
     cdef View vx, vm, vo
     cdef fastee_status status
@@ -512,25 +563,62 @@ def scatter_rows(out, index, rows):
     check(status)
 
 
-def quantize_rows(x, int64_t group, data, scale):
+def quantize_rows(x, str format, int64_t group, data, scale):
     cdef View vx, vd, vs
     cdef fastee_status status
+    cdef int code = _FORMATS[format]
     view(x, &vx)
     view(data, &vd)
     view(scale, &vs)
     with nogil:
-        status = fastee_quantize_rows(&vx.t, group, &vd.t, &vs.t, NULL)
+        status = fastee_quantize_rows(&vx.t, code, group, &vd.t, &vs.t, NULL)
     check(status)
 
 
-def dequantize_rows(data, scale, int64_t group, out):
+def dequantize_rows(data, scale, str format, int64_t group, out):
     cdef View vd, vs, vo
     cdef fastee_status status
+    cdef int code = _FORMATS[format]
     view(data, &vd)
     view(scale, &vs)
     view(out, &vo)
     with nogil:
-        status = fastee_dequantize_rows(&vd.t, &vs.t, group, &vo.t, NULL)
+        status = fastee_dequantize_rows(&vd.t, &vs.t, code, group, &vo.t, NULL)
+    check(status)
+
+
+def pack_planes(h):
+    """Return the packed bytes of a contiguous tensor as uint8 [n]."""
+    cdef View v, vo
+    cdef int64_t capacity, nbytes = 0, count = h.numel()
+    cdef fastee_status status
+    view(h, &v)
+    capacity = fastee_pack_planes_bound(count, v.t.dtype.bits // 8)
+    out = torch.empty(capacity, dtype=torch.uint8)
+    view(out, &vo)
+    with nogil:
+        status = fastee_pack_planes(&v.t, vo.t.data, capacity, &nbytes, NULL)
+    check(status)
+    return out[:nbytes]
+
+
+def planes_info(data):
+    """Return (bits, bfloat, count) of packed bytes; raises ValueError for anything else."""
+    cdef View v
+    cdef DLDataType dtype
+    cdef int64_t count = 0
+    view(data, &v)
+    check(fastee_planes_info(<char*> v.t.data + v.t.byte_offset, v.t.shape[0], &dtype, &count))
+    return dtype.bits, dtype.code == 4, count
+
+
+def unpack_planes(data, int64_t first, out):
+    cdef View v, vo
+    cdef fastee_status status
+    view(data, &v)
+    view(out, &vo)
+    with nogil:
+        status = fastee_unpack_planes(<char*> v.t.data + v.t.byte_offset, v.t.shape[0], first, &vo.t, NULL)
     check(status)
 
 
@@ -555,7 +643,7 @@ def direct_row_stats(logits, temperature, bint second_moment):
         divisor = temperature
     except Exception:
         return None
-    if v.t.ndim != 2 or not is_kind(&v.t, 2, 32):
+    if v.t.ndim != 2:
         return None
     cdef Py_ssize_t rows = v.t.shape[0]
     m = allocate(28 * rows)
@@ -603,7 +691,7 @@ def direct_quantize(x):
     view(scale, &vs)
     cdef fastee_status status
     with nogil:
-        status = fastee_quantize_rows(&vx.t, 0, &vd.t, &vs.t, NULL)
+        status = fastee_quantize_rows(&vx.t, 0, 0, &vd.t, &vs.t, NULL)
     return None if status else (data, scale)
 
 
@@ -624,5 +712,5 @@ def direct_dequantize(data, scale, group):
     view(out, &vo)
     cdef fastee_status status
     with nogil:
-        status = fastee_dequantize_rows(&vd.t, &vs.t, size, &vo.t, NULL)
+        status = fastee_dequantize_rows(&vd.t, &vs.t, 0, size, &vo.t, NULL)
     return None if status else out

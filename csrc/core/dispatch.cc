@@ -22,8 +22,11 @@ const Entry* entries(int* n) {
       {&cpu::avx512_kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")},
       {&cpu::avx2_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")},
+#elif defined(__aarch64__)
+      {&cpu::neon_kernels, true},  // part of every AArch64 CPU
 #endif
       {&cpu::scalar_kernels, true},
+      {&cpu::emu16_kernels, true},  // behind scalar: reached by its name only
   };
   *n = static_cast<int>(sizeof table / sizeof *table);
   return table;

@@ -1,12 +1,54 @@
-// compact: one branch-free write per row: a survivor goes to the next place from the front, any other to the next from the back.
+// compact: a survivor goes to the next place from the front, any other to the next from the back. Eight flags at a time where there
+// are byte shuffles in wide registers: the places of the set bits of every byte stand in a table of 2 KB, both runs are stored
+// whole, and what lies beyond a run is written again later.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
 namespace fastee::cpu::FASTEE_ISA {
+
+#if defined(FASTEE_SIMD_AVX512) || defined(FASTEE_SIMD_AVX2)
+struct Places {
+  uint64_t of[256];  // byte j: the place of the j-th set bit; 0 beyond
+};
+constexpr Places make_places() {
+  Places p{};
+  for (int m = 0; m < 256; ++m) {
+    int j = 0;
+    for (int i = 0; i < 8; ++i)
+      if (m >> i & 1) p.of[m] |= static_cast<uint64_t>(i) << (8 * j++);
+  }
+  return p;
+}
+static constexpr Places kPlaces = make_places();
+
+FASTEE_INLINE void store_places(int64_t* to, uint64_t places, int64_t base) {
+  const __m128i bytes = _mm_cvtsi64_si128(static_cast<int64_t>(places));
+#if defined(FASTEE_SIMD_AVX512)
+  _mm512_storeu_si512(to, _mm512_add_epi64(_mm512_cvtepu8_epi64(bytes), _mm512_set1_epi64(base)));
+#else
+  const __m256i b = _mm256_set1_epi64x(base);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi64(_mm256_cvtepu8_epi64(bytes), b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 4), _mm256_add_epi64(_mm256_cvtepu8_epi64(_mm_srli_si128(bytes, 4)), b));
+#endif
+}
+#endif
+
 static int64_t compact(const uint8_t* mask, int64_t n, int64_t stride, uint8_t flip, int64_t* index) {
-  int64_t k = 0;
-  for (int64_t i = 0; i < n; ++i) {
+  int64_t k = 0, i = 0;
+#if defined(FASTEE_SIMD_AVX512) || defined(FASTEE_SIMD_AVX2)
+  // n - i places are free between the runs; with 16 of them two whole stores of eight cannot meet.
+  if (stride == 1)
+    for (; i + 16 <= n; i += 8) {
+      const __m128i flags = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(mask + i));
+      const unsigned zero = static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(flags, _mm_setzero_si128()))) & 0xff;
+      const unsigned keep = flip ? zero : zero ^ 0xff;
+      store_places(index + k, kPlaces.of[keep], i);
+      store_places(index + n - i + k - 8, __builtin_bswap64(kPlaces.of[keep ^ 0xff]), i);
+      k += __builtin_popcount(keep);
+    }
+#endif
+  for (; i < n; ++i) {
     const int64_t keep = (mask[i * stride] != 0) ^ flip;
     index[keep ? k : n - 1 - (i - k)] = i;
     k += keep;

@@ -7,7 +7,7 @@
 
 namespace fastee::cpu::FASTEE_ISA {
 
-FASTEE_INLINE void normalize(const HeadArgs& a, float* x, int64_t n) {
+FASTEE_PIECE void normalize(const HeadArgs& a, float* x, int64_t n) {
   float shift = 0.0f, scale = 1.0f;
   if (a.norm == 1 || a.norm == 2) {
     const float count = static_cast<float>(n);
@@ -54,13 +54,13 @@ FASTEE_INLINE void write(const HeadArgs& a, int64_t b, const Stats& s) {
   if (a.exits) a.exits[b] = u >= a.threshold && a.threshold != kInf;  // NaN compares false: it never exits
 }
 
-template <bool Second>
-FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t fs, int64_t first, int64_t rows, float* tile_memory, State* states, float* lanes) {
+template <bool Second, typename T>
+FASTEE_INLINE void head_rows(const HeadArgs& a, const T* weight, const float* features, int64_t fs, int64_t first, int64_t rows, float* tile_memory, State* states, float* lanes) {
   for (int64_t c = 0; c < a.classes; c += kClassTile) {
     const int64_t n = a.classes - c < kClassTile ? a.classes - c : kClassTile;
     float* z = a.logits ? a.logits + first * a.classes + c : tile_memory;
     const int64_t zs = a.logits ? a.classes : round16(n);
-    linear(features, rows, fs, a.weight + c * a.weight_stride, n, a.weight_stride, a.x.features, a.bias ? a.bias + c : nullptr, z, zs, lanes);
+    linear(features, rows, fs, weight + c * a.weight_stride, n, a.weight_stride, a.x.features, Finish{a.weight_scale, a.bias}.from(c), z, zs, lanes);
     for (int64_t r = 0; r < rows; ++r) {
       const State s = tile_state<Second>(z + r * zs, n, a.inverse_temperature);
       states[r] = c ? merge(states[r], s, c) : s;
@@ -79,18 +79,21 @@ static void exit_head(const HeadArgs& a) {
   float* tile_memory = a.scratch + (a.direct ? 0 : chunk * fs);
   for (int64_t first = 0; first < a.x.rows; first += chunk) {
     const int64_t rows = a.x.rows - first < chunk ? a.x.rows - first : chunk;
-    const float* features = a.x.data + first * a.x.row_stride;
-    if (!a.direct) {
-      for (int64_t r = 0; r < rows; ++r) {
-        pool_row(a.x, first + r, pooled + r * fs);
-        if (a.norm) normalize(a, pooled + r * fs, a.x.features);
-      }
-      features = pooled;
+    const float* features = pooled;
+    if (a.direct) {
+      features = static_cast<const float*>(a.x.data) + first * a.x.row_stride;
+    } else {
+      pool_rows(a.x, first, rows, pooled, fs);
+      if (a.norm)
+        for (int64_t r = 0; r < rows; ++r) normalize(a, pooled + r * fs, a.x.features);
     }
-    if (a.entropy_p2)
-      head_rows<true>(a, features, fs, first, rows, tile_memory, states, lanes);
-    else
-      head_rows<false>(a, features, fs, first, rows, tile_memory, states, lanes);
+    with_weight(a.weight_element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+      const T* weight = static_cast<const T*>(a.weight);
+      if (a.entropy_p2)
+        head_rows<true>(a, weight, features, fs, first, rows, tile_memory, states, lanes);
+      else
+        head_rows<false>(a, weight, features, fs, first, rows, tile_memory, states, lanes);
+    });
   }
 }
 }  // namespace fastee::cpu::FASTEE_ISA

@@ -5,9 +5,13 @@
 
 namespace fastee::cpu {
 
+// How an element lies in memory. Arithmetic is fp32 always; int8 is for weights.
+enum Element { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
+
 // An activation seen as rows x inner x features with element strides; the pools reduce `inner`.
 struct Activation {
-  const float* data;
+  const void* data;
+  int element;
   int64_t rows, features, inner;
   int64_t row_stride, feature_stride, inner_stride;
   const uint8_t* mask;  // [rows, inner] or null
@@ -16,11 +20,13 @@ struct Activation {
 
 struct HeadArgs {
   Activation x;
-  bool direct;  // no pool and contiguous features: the rows are the features
+  bool direct;  // fp32, no pool and contiguous features: the rows are the features
   int norm;     // fastee_norm_kind
   float norm_eps;
   const float *norm_weight, *norm_bias;  // [D] or null
-  const float* weight;                   // [C, D], rows weight_stride apart
+  const void* weight;                    // [C, D], rows weight_stride apart
+  int weight_element;
+  const float* weight_scale;  // [C] with int8, else null
   int64_t classes, weight_stride;
   const float* bias;  // [C] or null
   float inverse_temperature;
@@ -33,23 +39,45 @@ struct HeadArgs {
 };
 
 struct RowStatsArgs {
-  const float* logits;
+  const void* logits;
+  int element;
   int64_t rows, classes, row_stride;
   float inverse_temperature;
   int64_t* label;
   float *max_prob, *margin, *entropy, *lse, *entropy_p2;
 };
 
+struct MeanEntropyArgs {
+  const void* logits;  // [rows, frames, classes], classes contiguous
+  int element;
+  int64_t rows, frames, classes, row_stride, frame_stride;
+  const uint8_t* mask;  // [rows, frames] or null
+  int64_t mask_stride;
+  float inverse_temperature;
+  float* out;
+};
+
+struct FeatureDeltaArgs {
+  const float *a, *b;
+  int64_t rows, row, a_stride, b_stride;
+  float* out;
+};
+
+// fastee_format
+enum Format { kInt8 = 0, kInt4 = 1, kE4M3 = 2, kBf16Rows = 3 };
+
 struct QuantizeArgs {
+  int format;
   const float* x;
   int64_t rows, row, row_stride, group;  // group divides row
-  int8_t* data;
-  int64_t data_stride;
-  float* scale;  // [rows, row / group]
+  uint8_t* data;
+  int64_t data_stride;  // bytes
+  float* scale;         // [rows, row / group]; null for bf16
 };
 
 struct DequantizeArgs {
-  const int8_t* data;
+  int format;
+  const uint8_t* data;
   int64_t rows, row, data_stride, group;
   const float* scale;
   float* out;
@@ -61,15 +89,24 @@ struct Kernels {
   void (*pool)(const Activation& x, float* out, int64_t out_stride);
   void (*exit_head)(const HeadArgs& args);
   void (*row_stats)(const RowStatsArgs& args);
+  void (*mean_entropy)(const MeanEntropyArgs& args);
+  void (*feature_delta)(const FeatureDeltaArgs& args);
   int64_t (*compact)(const uint8_t* mask, int64_t n, int64_t stride, uint8_t flip, int64_t* index);  // -> count
   void (*quantize_rows)(const QuantizeArgs& args);
   void (*dequantize_rows)(const DequantizeArgs& args);
+  // One block of n <= kPlaneBlock values of kF32, kBF16 or kF16: -> bytes written (a multiple of 8, at most plane_block_bound), and
+  // back -> false when `bytes` bytes are no such block.
+  int64_t (*pack_planes)(const void* values, int element, int64_t n, uint8_t* out);
+  bool (*unpack_planes)(const uint8_t* in, int64_t bytes, int element, int64_t n, void* values);
 };
 
 // Rows are walked in chunks whose features stay in the L2 cache, classes in tiles of fixed size: the tile decides the order in
 // which states are merged, so it must not depend on the batch or on the machine.
 constexpr int64_t kClassTile = 1024;
 constexpr int64_t kRowChunk = 64;
+
+constexpr int64_t kPlaneBlock = 1024;
+constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (16 + n * width + 7) / 8 * 8; }
 
 constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 constexpr int64_t row_chunk(int64_t features) {
@@ -84,9 +121,12 @@ constexpr int64_t head_scratch(int64_t rows, int64_t features, int64_t classes) 
 }
 
 extern const Kernels scalar_kernels;
+extern const Kernels emu16_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels;
 #endif
 
 const Kernels& kernels();  // the table in use (core/dispatch.cc)

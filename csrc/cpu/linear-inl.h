@@ -2,19 +2,19 @@
 // order with fused multiply-adds, then one fixed tree. Tiles, blocks and batch sizes change only which products share loads,
 // never a product's value; that is what makes a row's decision independent of its batch.
 #pragma once
-#include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/element.h"
 
 namespace fastee::cpu::FASTEE_ISA {
 
 // Accumulate features [k, k + n) of R rows x C classes into acc (sixteen lanes each).
-template <int R, int C>
-FASTEE_INLINE void accumulate(const float* x, int64_t xs, const float* w, int64_t ws, int64_t n, V (&acc)[R][C]) {
+template <int R, int C, typename T>
+FASTEE_INLINE void accumulate(const float* x, int64_t xs, const T* w, int64_t ws, int64_t n, V (&acc)[R][C]) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int part = 0; part < kParts; ++part) {
-      const float *xp = x + i + part * kPartLanes, *wp = w + i + part * kPartLanes;
+      const float* xp = x + i + part * kPartLanes;
+      const T* wp = w + i + part * kPartLanes;
       Part a[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) a[r] = load_part(xp + r * xs);
@@ -42,8 +42,15 @@ FASTEE_INLINE void accumulate(const float* x, int64_t xs, const float* w, int64_
 // chunk pass; between blocks the lanes rest in `lanes`, unreduced, so the order of summation stays the same.
 constexpr int64_t kFeatureBlock = 1024;
 
-template <int R, int C>
-FASTEE_INLINE void tile(const float* x, int64_t xs, const float* w, int64_t ws, int64_t n, float* lanes, bool first, bool last, const float* bias, float* z,
+// What becomes of a finished product: scaled (int8 weights) and shifted, one number per class, either null.
+struct Finish {
+  const float *scale, *bias;
+  FASTEE_LAMBDA float operator()(float dot, int64_t c) const { return (scale ? dot * scale[c] : dot) + (bias ? bias[c] : 0.0f); }
+  FASTEE_LAMBDA Finish from(int64_t c) const { return {scale ? scale + c : nullptr, bias ? bias + c : nullptr}; }
+};
+
+template <int R, int C, typename T>
+FASTEE_INLINE void tile(const float* x, int64_t xs, const T* w, int64_t ws, int64_t n, float* lanes, bool first, bool last, Finish finish, float* z,
                         int64_t zs) {
   V acc[R][C];
 #pragma GCC unroll 8
@@ -59,7 +66,7 @@ FASTEE_INLINE void tile(const float* x, int64_t xs, const float* w, int64_t ws, 
       float dots[16];
       store(dots, sums(all));
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) z[i / C * zs + i % C] = dots[i] + (bias ? bias[i % C] : 0.0f);
+      for (int i = 0; i < 16; ++i) z[i / C * zs + i % C] = finish(dots[i], i % C);
       return;
     }
   }
@@ -68,36 +75,37 @@ FASTEE_INLINE void tile(const float* x, int64_t xs, const float* w, int64_t ws, 
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       if (last)
-        z[r * zs + c] = sum(acc[r][c]) + (bias ? bias[c] : 0.0f);
+        z[r * zs + c] = finish(sum(acc[r][c]), c);
       else
         store(lanes + 16 * (r * C + c), acc[r][c]);
     }
 }
 
-template <int C>
-FASTEE_INLINE void class_block(const float* x, int64_t rows, int64_t xs, const float* w, int64_t ws, int64_t features, const float* bias, float* z, int64_t zs,
+template <int C, typename T>
+FASTEE_INLINE void class_block(const float* x, int64_t rows, int64_t xs, const T* w, int64_t ws, int64_t features, Finish finish, float* z, int64_t zs,
                                float* lanes) {
   for (int64_t k = 0; k < features; k += kFeatureBlock) {
     const bool first = k == 0, last = k + kFeatureBlock >= features;
     const int64_t n = last ? features - k : kFeatureBlock;
     int64_t r = 0;
     for (; r + kTileRows <= rows; r += kTileRows)
-      tile<kTileRows, C>(x + r * xs + k, xs, w + k, ws, n, lanes + 16 * r * C, first, last, bias, z + r * zs, zs);
-    for (; r < rows; ++r) tile<1, C>(x + r * xs + k, xs, w + k, ws, n, lanes + 16 * r * C, first, last, bias, z + r * zs, zs);
+      tile<kTileRows, C>(x + r * xs + k, xs, w + k, ws, n, lanes + 16 * r * C, first, last, finish, z + r * zs, zs);
+    for (; r < rows; ++r) tile<1, C>(x + r * xs + k, xs, w + k, ws, n, lanes + 16 * r * C, first, last, finish, z + r * zs, zs);
   }
 }
 
-// z[r, c] = x[r] . w[c] + bias[c]; `lanes` holds 16 * rows * max(kTileClasses, kRowClasses) floats.
-FASTEE_INLINE void linear(const float* x, int64_t rows, int64_t xs, const float* w, int64_t classes, int64_t ws, int64_t features, const float* bias, float* z,
+// z[r, c] = finish(x[r] . w[c]); `lanes` holds 16 * rows * kTileClasses floats.
+template <typename T>
+FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, int64_t classes, int64_t ws, int64_t features, Finish finish, float* z,
                           int64_t zs, float* lanes) {
   int64_t c = 0;
   if (rows == 1) {
     for (; c + kRowClasses <= classes; c += kRowClasses)
-      tile<1, kRowClasses>(x, xs, w + c * ws, ws, features, lanes, true, true, bias ? bias + c : nullptr, z + c, zs);
+      tile<1, kRowClasses>(x, xs, w + c * ws, ws, features, lanes, true, true, finish.from(c), z + c, zs);
   } else {
     for (; c + kTileClasses <= classes; c += kTileClasses)
-      class_block<kTileClasses>(x, rows, xs, w + c * ws, ws, features, bias ? bias + c : nullptr, z + c, zs, lanes);
+      class_block<kTileClasses>(x, rows, xs, w + c * ws, ws, features, finish.from(c), z + c, zs, lanes);
   }
-  for (; c < classes; ++c) class_block<1>(x, rows, xs, w + c * ws, ws, features, bias ? bias + c : nullptr, z + c, zs, lanes);
+  for (; c < classes; ++c) class_block<1>(x, rows, xs, w + c * ws, ws, features, finish.from(c), z + c, zs, lanes);
 }
 }  // namespace fastee::cpu::FASTEE_ISA

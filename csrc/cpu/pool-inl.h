@@ -1,14 +1,13 @@
 // pool: [rows, inner, features] -> [rows, features]. Two layouts: inner contiguous (NCHW) and features contiguous (channels-last,
 // tokens). Floor: one read of the activation.
 #pragma once
-#include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/element.h"
 
 namespace fastee::cpu::FASTEE_ISA {
 
 // Accumulate F vectors of n contiguous floats, `stride` apart; F chains in flight hide the adds' latency.
-template <int F>
-FASTEE_INLINE void accumulate_inner(const float* p, int64_t stride, int64_t n, V* acc) {
+template <int F, typename T>
+FASTEE_INLINE void accumulate_inner(const T* p, int64_t stride, int64_t n, V* acc) {
 #pragma GCC unroll 4
   for (int f = 0; f < F; ++f) acc[f] = set1(0.0f);
   int64_t i = 0;
@@ -20,7 +19,8 @@ FASTEE_INLINE void accumulate_inner(const float* p, int64_t stride, int64_t n, V
     for (int f = 0; f < F; ++f) acc[f] = add(acc[f], load_n(p + f * stride + i, n - i, 0.0f));
 }
 
-FASTEE_INLINE void pool_inner_contiguous(const Activation& x, const float* row, float* out) {
+template <typename T>
+FASTEE_PIECE void pool_inner_contiguous(const Activation& x, const T* row, float* out) {
   const float scale = 1.0f / static_cast<float>(x.inner);
   int64_t d = 0;
   for (; d + 16 <= x.features; d += 16) {
@@ -36,7 +36,14 @@ FASTEE_INLINE void pool_inner_contiguous(const Activation& x, const float* row, 
   }
 }
 
-FASTEE_INLINE void pool_features_contiguous(const Activation& x, const float* row, const uint8_t* mask, float* out) {
+template <typename T>
+FASTEE_PIECE void pool_features_contiguous(const Activation& x, const T* row, const uint8_t* mask, float* out) {
+  if (x.inner == 1 && !mask) {  // one vector: widened and nothing else, so that -0 stays -0
+    int64_t d = 0;
+    for (; d + 16 <= x.features; d += 16) store(out + d, load(row + d));
+    if (d < x.features) store_n(out + d, load_n(row + d, x.features - d, 0.0f), x.features - d);
+    return;
+  }
   int64_t kept = x.inner;
   if (mask) {
     kept = 0;
@@ -48,7 +55,7 @@ FASTEE_INLINE void pool_features_contiguous(const Activation& x, const float* ro
     V acc[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
     for (int64_t i = 0; i < x.inner; ++i) {
       if (mask && !mask[i]) continue;
-      const float* p = row + i * x.inner_stride + d;
+      const T* p = row + i * x.inner_stride + d;
       for (int j = 0; j < 4; ++j) acc[j] = add(acc[j], load(p + 16 * j));
     }
     for (int j = 0; j < 4; ++j) store(out + d + 16 * j, mul(acc[j], scale));
@@ -62,15 +69,21 @@ FASTEE_INLINE void pool_features_contiguous(const Activation& x, const float* ro
   }
 }
 
+template <typename T>
 FASTEE_INLINE void pool_row(const Activation& x, int64_t b, float* out) {
-  const float* row = x.data + b * x.row_stride;
+  const T* row = static_cast<const T*>(x.data) + b * x.row_stride;
   if (x.feature_stride == 1)
     pool_features_contiguous(x, row, x.mask ? x.mask + b * x.mask_stride : nullptr, out);
   else
     pool_inner_contiguous(x, row, out);
 }
 
-static void pool(const Activation& x, float* out, int64_t out_stride) {
-  for (int64_t b = 0; b < x.rows; ++b) pool_row(x, b, out + b * out_stride);
+// Pool rows [first, first + rows) into out, `stride` apart.
+FASTEE_INLINE void pool_rows(const Activation& x, int64_t first, int64_t rows, float* out, int64_t stride) {
+  with_float(x.element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+    for (int64_t r = 0; r < rows; ++r) pool_row<T>(x, first + r, out + r * stride);
+  });
 }
+
+static void pool(const Activation& x, float* out, int64_t out_stride) { pool_rows(x, 0, x.rows, out, out_stride); }
 }  // namespace fastee::cpu::FASTEE_ISA

@@ -1,8 +1,7 @@
 // row_stats: the mergeable state of a row of logits. Two passes over a tile that is in the L1 cache: top, its index and the runner-up;
 // then s = sum e^u and t = sum u e^u with u = z - top (s2, t2 for e^2u). Tiles have a fixed size and merge left to right.
 #pragma once
-#include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/element.h"
 
 namespace fastee::cpu::FASTEE_ISA {
 
@@ -12,11 +11,11 @@ struct State {  // trivial, so that an array of them costs nothing until used
   bool bad;  // NaN or +inf seen
 };
 
-template <bool Second>
-FASTEE_INLINE State tile_state(const float* z, int64_t n, float inverse_temperature) {
+template <bool Second, typename T>
+FASTEE_PIECE State tile_state(const T* z, int64_t n, float inverse_temperature) {
   const V scale = set1(inverse_temperature);
   V m = set1(-kInf), m2 = m, index = set1(0.0f), at = iota(), bad = set1(0.0f);
-  auto look = [&](V raw) __attribute__((always_inline)) {
+  auto look = [&](V raw) FASTEE_LAMBDA {
     const V v = mul(raw, scale);
     bad = select_not_lt(v, set1(kInf), set1(1.0f), bad);
     index = select_gt(v, m, at, index);
@@ -35,7 +34,7 @@ FASTEE_INLINE State tile_state(const float* z, int64_t n, float inverse_temperat
   r.top2 = highest(select_eq(index, set1(first), select_eq(m, top, m2, m), m));
 
   V s = set1(0.0f), t = s, s2 = s, t2 = s;
-  auto gather = [&](V raw) __attribute__((always_inline)) {
+  auto gather = [&](V raw) FASTEE_LAMBDA {
     const V u = max(sub(mul(raw, scale), top), set1(-104.0f));  // -inf would give 0 * inf in t; e^-104 is 0 anyway
     const V e = exp_negative(u);
     s = add(s, e);
@@ -61,7 +60,7 @@ FASTEE_INLINE float exp_negative_scalar(float u) {
 }
 
 // b stands to the right of a: its indices are offset by `base`.
-FASTEE_INLINE State merge(State a, State b, int64_t base) {
+FASTEE_PIECE State merge(State a, State b, int64_t base) {
   b.arg += base;
   if (a.bad || b.bad) return a.bad ? a : b;
   if (b.s == 0.0f) return a;
@@ -83,7 +82,7 @@ struct Stats {
 };
 
 // The formulas of the state, in double: the logarithm of libm is then the same float everywhere.
-FASTEE_INLINE Stats finish(const State& r, bool second) {
+FASTEE_PIECE Stats finish(const State& r, bool second) {
   const float nan = __builtin_nanf("");
   if (r.bad || r.top == -kInf) return {-1, nan, nan, nan, nan, nan};
   const double s = r.s, log_s = __builtin_log(s);
@@ -94,25 +93,33 @@ FASTEE_INLINE Stats finish(const State& r, bool second) {
           static_cast<float>(h2 > 0 ? h2 : 0)};
 }
 
-template <bool Second>
-FASTEE_INLINE State row_state(const float* z, int64_t classes, float inverse_temperature) {
+template <bool Second, typename T>
+FASTEE_INLINE State row_state(const T* z, int64_t classes, float inverse_temperature) {
   State r = tile_state<Second>(z, classes < kClassTile ? classes : kClassTile, inverse_temperature);
   for (int64_t c = kClassTile; c < classes; c += kClassTile)
     r = merge(r, tile_state<Second>(z + c, classes - c < kClassTile ? classes - c : kClassTile, inverse_temperature), c);
   return r;
 }
 
-static void row_stats(const RowStatsArgs& a) {
+template <bool Second, typename T>
+FASTEE_INLINE void stats_of_rows(const RowStatsArgs& a) {
   for (int64_t b = 0; b < a.rows; ++b) {
-    const float* z = a.logits + b * a.row_stride;
-    const bool second = a.entropy_p2 != nullptr;
-    const Stats s = finish(second ? row_state<true>(z, a.classes, a.inverse_temperature) : row_state<false>(z, a.classes, a.inverse_temperature), second);
+    const Stats s = finish(row_state<Second>(static_cast<const T*>(a.logits) + b * a.row_stride, a.classes, a.inverse_temperature), Second);
     a.label[b] = s.label;
     if (a.max_prob) a.max_prob[b] = s.max_prob;
     if (a.margin) a.margin[b] = s.margin;
     if (a.entropy) a.entropy[b] = s.entropy;
     if (a.lse) a.lse[b] = s.lse;
-    if (second) a.entropy_p2[b] = s.entropy_p2;
+    if (Second) a.entropy_p2[b] = s.entropy_p2;
   }
+}
+
+static void row_stats(const RowStatsArgs& a) {
+  with_float(a.element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+    if (a.entropy_p2)
+      stats_of_rows<true, T>(a);
+    else
+      stats_of_rows<false, T>(a);
+  });
 }
 }  // namespace fastee::cpu::FASTEE_ISA

@@ -1,5 +1,6 @@
-// Sixteen float lanes on every machine: one zmm, two ymm, or an array. Included by isa_*.cc only, with FASTEE_ISA naming the
-// namespace and FASTEE_SIMD_{AVX512,AVX2} the registers.
+// Sixteen float lanes on every machine: one zmm, two ymm, four NEON registers, or an array. Included by isa_*.cc only, with
+// FASTEE_ISA naming the namespace and FASTEE_SIMD_{AVX512,AVX2,NEON} the registers. FASTEE_SIMD_EMU16 is the array in the
+// shape of one register of sixteen lanes: AVX-512's tiles, run where there is no AVX-512.
 //
 // Why always sixteen: an algorithm over sixteen logical lanes with explicit fused multiply-adds and fixed trees gives the same
 // bits on every instruction set, so an exit decision never depends on the machine that took it. (-ffp-contract=off keeps the
@@ -8,9 +9,20 @@
 #include <cstdint>
 #if defined(FASTEE_SIMD_AVX512) || defined(FASTEE_SIMD_AVX2)
 #include <immintrin.h>
+#elif defined(FASTEE_SIMD_NEON)
+#include <arm_neon.h>
 #endif
 
+// Primitives are always inlined into registers. The array forms are not: inlining a hundred loops of sixteen into each other
+// made GCC 12 compile for minutes. The large pieces are kept out of line everywhere, once per element type.
+#if defined(FASTEE_SIMD_AVX512) || defined(FASTEE_SIMD_AVX2) || defined(FASTEE_SIMD_NEON)
 #define FASTEE_INLINE static inline __attribute__((always_inline))
+#define FASTEE_LAMBDA __attribute__((always_inline))
+#else
+#define FASTEE_INLINE static inline
+#define FASTEE_LAMBDA
+#endif
+#define FASTEE_PIECE static __attribute__((noinline))
 
 namespace fastee::cpu::FASTEE_ISA {
 
@@ -111,18 +123,89 @@ FASTEE_INLINE V load_i8(const int8_t* p) {
 FASTEE_INLINE __m256 upper(V a) { return a.hi; }
 FASTEE_INLINE __m256 lower(V a) { return a.lo; }
 
+#elif defined(FASTEE_SIMD_NEON)
+
+struct V {
+  float32x4_t a, b, c, d;
+};
+constexpr int kTileRows = 2, kTileClasses = 3, kRowClasses = 4;  // 24 of 32 registers accumulate, 3 hold operands
+constexpr int kParts = 4, kPartLanes = 4;
+using Part = float32x4_t;
+FASTEE_INLINE Part load_part(const float* p) { return vld1q_f32(p); }
+FASTEE_INLINE void fma_part(V& acc, int part, Part x, Part y) {
+  float32x4_t& q = part == 0 ? acc.a : part == 1 ? acc.b : part == 2 ? acc.c : acc.d;
+  q = vfmaq_f32(q, x, y);
+}
+
+FASTEE_INLINE V load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
+FASTEE_INLINE void store(float* p, V x) { vst1q_f32(p, x.a), vst1q_f32(p + 4, x.b), vst1q_f32(p + 8, x.c), vst1q_f32(p + 12, x.d); }
+FASTEE_INLINE V set1(float x) {
+  const float32x4_t q = vdupq_n_f32(x);
+  return {q, q, q, q};
+}
+FASTEE_INLINE V iota() {
+  const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(lanes);
+}
+FASTEE_INLINE V load_n(const float* p, int64_t n, float fill) {
+  float lanes[16];
+  for (int64_t i = 0; i < 16; ++i) lanes[i] = i < n ? p[i] : fill;
+  return load(lanes);
+}
+FASTEE_INLINE void store_n(float* p, V x, int64_t n) {
+  float lanes[16];
+  store(lanes, x);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+FASTEE_INLINE V add(V x, V y) { return {vaddq_f32(x.a, y.a), vaddq_f32(x.b, y.b), vaddq_f32(x.c, y.c), vaddq_f32(x.d, y.d)}; }
+FASTEE_INLINE V sub(V x, V y) { return {vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b), vsubq_f32(x.c, y.c), vsubq_f32(x.d, y.d)}; }
+FASTEE_INLINE V mul(V x, V y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b), vmulq_f32(x.c, y.c), vmulq_f32(x.d, y.d)}; }
+FASTEE_INLINE V fma(V x, V y, V z) { return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b), vfmaq_f32(z.c, x.c, y.c), vfmaq_f32(z.d, x.d, y.d)}; }
+FASTEE_INLINE V abs(V x) { return {vabsq_f32(x.a), vabsq_f32(x.b), vabsq_f32(x.c), vabsq_f32(x.d)}; }
+FASTEE_INLINE V select(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d, V y, V n) {
+  return {vbslq_f32(a, y.a, n.a), vbslq_f32(b, y.b, n.b), vbslq_f32(c, y.c, n.c), vbslq_f32(d, y.d, n.d)};
+}
+FASTEE_INLINE V select_gt(V x, V z, V y, V n) { return select(vcgtq_f32(x.a, z.a), vcgtq_f32(x.b, z.b), vcgtq_f32(x.c, z.c), vcgtq_f32(x.d, z.d), y, n); }
+FASTEE_INLINE V select_eq(V x, V z, V y, V n) { return select(vceqq_f32(x.a, z.a), vceqq_f32(x.b, z.b), vceqq_f32(x.c, z.c), vceqq_f32(x.d, z.d), y, n); }
+FASTEE_INLINE V select_not_lt(V x, V z, V y, V n) { return select(vcltq_f32(x.a, z.a), vcltq_f32(x.b, z.b), vcltq_f32(x.c, z.c), vcltq_f32(x.d, z.d), n, y); }
+// x86's rule for NaN and signed zeros (the second operand unless the comparison holds), not vmaxq_f32's.
+FASTEE_INLINE V max(V x, V y) { return select_gt(x, y, x, y); }
+FASTEE_INLINE V min(V x, V y) { return select_gt(y, x, x, y); }
+FASTEE_INLINE float32x4_t scale_quad(float32x4_t p, float32x4_t bits) {
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vreinterpretq_s32_f32(bits), 23)));
+}
+FASTEE_INLINE V scale_by_low_bits(V p, V bits) { return {scale_quad(p.a, bits.a), scale_quad(p.b, bits.b), scale_quad(p.c, bits.c), scale_quad(p.d, bits.d)}; }
+FASTEE_INLINE int16x8_t low_halves(float32x4_t x, float32x4_t y) {
+  return vcombine_s16(vmovn_s32(vreinterpretq_s32_f32(x)), vmovn_s32(vreinterpretq_s32_f32(y)));
+}
+FASTEE_INLINE void store_low_bytes(int8_t* p, V bits) { vst1q_s8(p, vcombine_s8(vmovn_s16(low_halves(bits.a, bits.b)), vmovn_s16(low_halves(bits.c, bits.d)))); }
+FASTEE_INLINE V load_i8(const int8_t* p) {
+  const int8x16_t bytes = vld1q_s8(p);
+  const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_s8(vget_high_s8(bytes));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(lo))), vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))),
+          vcvtq_f32_s32(vmovl_s16(vget_high_s16(hi)))};
+}
+
 #else
 
 struct V {
   float a[16];
 };
+#define FASTEE_LANES for (int i = 0; i < 16; ++i)
+#if defined(FASTEE_SIMD_EMU16)
+constexpr int kTileRows = 4, kTileClasses = 4, kRowClasses = 8;
+constexpr int kParts = 1, kPartLanes = 16;
+using Part = V;
+FASTEE_INLINE Part load_part(const float* p) { V r; FASTEE_LANES r.a[i] = p[i]; return r; }
+FASTEE_INLINE void fma_part(V& acc, int, const Part& a, const Part& b) { FASTEE_LANES acc.a[i] = __builtin_fmaf(a.a[i], b.a[i], acc.a[i]); }
+#else
 constexpr int kTileRows = 2, kTileClasses = 2, kRowClasses = 4;
 constexpr int kParts = 16, kPartLanes = 1;
 using Part = float;
-static inline __attribute__((always_inline)) Part load_part(const float* p) { return *p; }
-static inline __attribute__((always_inline)) void fma_part(V& acc, int part, Part a, Part b) { acc.a[part] = __builtin_fmaf(a, b, acc.a[part]); }
+FASTEE_INLINE Part load_part(const float* p) { return *p; }
+FASTEE_INLINE void fma_part(V& acc, int part, Part a, Part b) { acc.a[part] = __builtin_fmaf(a, b, acc.a[part]); }
+#endif
 
-#define FASTEE_LANES for (int i = 0; i < 16; ++i)
 FASTEE_INLINE uint32_t bits_of(float f) { uint32_t u; __builtin_memcpy(&u, &f, 4); return u; }
 FASTEE_INLINE float of_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
 FASTEE_INLINE V set1(float a) { V r; FASTEE_LANES r.a[i] = a; return r; }
@@ -160,6 +243,18 @@ FASTEE_INLINE float highest(V a) {
   __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   q = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+#elif defined(FASTEE_SIMD_NEON)
+FASTEE_INLINE float32x4_t quad_sum(V x) { return vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d)); }
+FASTEE_INLINE float sum(V x) {
+  const float32x4_t q = quad_sum(x);
+  return vaddv_f32(vadd_f32(vget_low_f32(q), vget_high_f32(q)));
+}
+FASTEE_INLINE float32x4_t max_quad(float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }
+FASTEE_INLINE float highest(V x) {
+  float32x4_t q = max_quad(max_quad(x.a, x.c), max_quad(x.b, x.d));
+  q = max_quad(q, vextq_f32(q, q, 2));
+  return vgetq_lane_f32(max_quad(q, vextq_f32(q, q, 1)), 0);
 }
 #else
 FASTEE_INLINE float sum(V a) {
@@ -202,6 +297,14 @@ FASTEE_INLINE __m256 sums_half(const V* v) {
   return _mm256_add_ps(_mm256_shuffle_ps(even, odd, 0x88), _mm256_shuffle_ps(even, odd, 0xdd));
 }
 FASTEE_INLINE V sums(const V (&v)[16]) { return {sums_half(v), sums_half(v + 8)}; }
+#elif defined(FASTEE_SIMD_NEON)
+FASTEE_INLINE float32x4_t sums_quad(const V* v) {  // halves 0, 1 of even and odd are vectors 0, 1 and 2, 3
+  const float32x4_t p = quad_sum(v[0]), q = quad_sum(v[1]), r = quad_sum(v[2]), s = quad_sum(v[3]);
+  const float32x4_t even = vaddq_f32(vcombine_f32(vget_low_f32(p), vget_low_f32(q)), vcombine_f32(vget_high_f32(p), vget_high_f32(q)));
+  const float32x4_t odd = vaddq_f32(vcombine_f32(vget_low_f32(r), vget_low_f32(s)), vcombine_f32(vget_high_f32(r), vget_high_f32(s)));
+  return vpaddq_f32(even, odd);
+}
+FASTEE_INLINE V sums(const V (&v)[16]) { return {sums_quad(v), sums_quad(v + 4), sums_quad(v + 8), sums_quad(v + 12)}; }
 #else
 FASTEE_INLINE V sums(const V (&v)[16]) {
   V r;

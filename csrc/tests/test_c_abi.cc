@@ -41,7 +41,7 @@ struct Tensor {
 bool says(const char* part) { return std::string(fastee_last_error()).find(part) != std::string::npos; }
 
 fastee_head plain(const DLTensor* weight, const DLTensor* bias, fastee_pool_kind pool = FASTEE_POOL_MEAN) {
-  return {pool, FASTEE_NORM_NONE, FASTEE_MAX_PROB, 0.0f, 1.0f, 0.5f, weight, bias, nullptr, nullptr, nullptr};
+  return {pool, FASTEE_NORM_NONE, FASTEE_MAX_PROB, 0.0f, 1.0f, 0.5f, weight, bias, nullptr, nullptr, nullptr, nullptr};
 }
 
 void head_writes_its_outputs_only() {
@@ -92,9 +92,9 @@ void refusals_name_the_argument() {
   Tensor tx(x, {2, 4}), tw(w, {2, 3}), good(w, {1, 4});
   fastee_head_out out{{label, nullptr, nullptr, nullptr, nullptr, nullptr}, nullptr, exits, nullptr, nullptr, nullptr};
   fastee_head head = plain(&tw, nullptr);
-  CHECK(fastee_exit_head(&tx, &head, &out, nullptr) == FASTEE_INVALID_ARGUMENT && says("exit_head: weight must be float32 [C, 4]"));
+  CHECK(fastee_exit_head(&tx, &head, &out, nullptr) == FASTEE_INVALID_ARGUMENT && says("exit_head: weight must be [C, 4]"));
   head = plain(nullptr, nullptr);
-  CHECK(fastee_exit_head(&tx, &head, &out, nullptr) == FASTEE_INVALID_ARGUMENT && says("weight must be float32 [C, D], got NULL"));
+  CHECK(fastee_exit_head(&tx, &head, &out, nullptr) == FASTEE_INVALID_ARGUMENT && says("weight must be float32, bfloat16 or float16 [C, D], got NULL"));
   CHECK(fastee_exit_head(nullptr, &head, &out, nullptr) == FASTEE_INVALID_ARGUMENT);
   CHECK(fastee_exit_head(&tx, nullptr, &out, nullptr) == FASTEE_INVALID_ARGUMENT);
   head = plain(&good, nullptr);
@@ -113,8 +113,8 @@ void refusals_name_the_argument() {
   cuda.t.device.device_type = kDLCUDA;
   head = plain(&good, nullptr);
   CHECK(fastee_exit_head(&cuda, &head, &out, nullptr) == FASTEE_WRONG_TYPE && says("on the CPU"));
-  Tensor half(x, {2, 4}, kDLFloat, 16), negative(x, {-2, 4});
-  CHECK(fastee_exit_head(&half, &head, &out, nullptr) == FASTEE_WRONG_TYPE && says("got float16 [2, 4]"));
+  Tensor wide_type(x, {2, 4}, kDLFloat, 64), negative(x, {-2, 4});
+  CHECK(fastee_exit_head(&wide_type, &head, &out, nullptr) == FASTEE_WRONG_TYPE && says("got float64 [2, 4]"));
   CHECK(fastee_exit_head(&negative, &head, &out, nullptr) == FASTEE_INVALID_ARGUMENT && says("sizes >= 0"));
   Tensor wide(x, {4, 2}, kDLFloat, 32);
   int64_t strides[2] = {1, 4};
@@ -131,8 +131,8 @@ void refusals_name_the_argument() {
   int8_t q[8];
   float scale[8];
   Tensor tq(q, {2, 4}, kDLInt, 8), ts(scale, {2});
-  CHECK(fastee_quantize_rows(&tx, 3, &tq, &ts, nullptr) == FASTEE_INVALID_ARGUMENT && says("group must divide the 4 elements"));
-  CHECK(fastee_quantize_rows(&tx, 2, &tq, &ts, nullptr) == FASTEE_INVALID_ARGUMENT && says("scale must be float32 with 2 x 2"));
+  CHECK(fastee_quantize_rows(&tx, FASTEE_INT8, 3, &tq, &ts, nullptr) == FASTEE_INVALID_ARGUMENT && says("group must divide the 4 elements"));
+  CHECK(fastee_quantize_rows(&tx, FASTEE_INT8, 2, &tq, &ts, nullptr) == FASTEE_INVALID_ARGUMENT && says("scale must be float32 with 2 x 2"));
   CHECK(fastee_select_isa("mmx") == FASTEE_UNSUPPORTED && says("got 'mmx'"));
   CHECK(fastee_abi_version() == FASTEE_ABI_VERSION);
 }
@@ -152,8 +152,8 @@ void compaction_and_bytes_stay_inside() {
     Guarded<float> scale(3), back(3 * n);
     std::vector<float> x(3 * n + 1, 1.5f);
     Tensor tx(x.data(), {3, n}), tq(q.data(), {3, n}, kDLInt, 8), ts(scale.data(), {3}), tb(back.data(), {3, n});
-    CHECK(fastee_quantize_rows(&tx, 0, &tq, &ts, nullptr) == FASTEE_OK);
-    CHECK(fastee_dequantize_rows(&tq, &ts, 0, &tb, nullptr) == FASTEE_OK);
+    CHECK(fastee_quantize_rows(&tx, FASTEE_INT8, 0, &tq, &ts, nullptr) == FASTEE_OK);
+    CHECK(fastee_dequantize_rows(&tq, &ts, FASTEE_INT8, 0, &tb, nullptr) == FASTEE_OK);
     CHECK(q.intact() && scale.intact() && back.intact());
     for (int64_t i = 0; i < 3 * n; ++i) CHECK(std::abs(back.data()[i] - 1.5f) < 1e-6f);
   }

@@ -10,12 +10,13 @@ from .feature_delta import feature_delta
 from .gather_rows import gather_rows, scatter_rows
 from .linear_stats import linear_stats
 from .mean_entropy import mean_entropy
+from .pack_planes import PackedPlanes, pack_planes, unpack_planes
 from .pool import pool
 from .quantize_rows import dequantize_rows, quantize_rows
 from .results import CompactResult, ExitHeadResult, ExitStepResult, QuantizedRows
 from .row_stats import row_stats
 
 __all__ = [
-    "CompactResult", "ExitHeadResult", "ExitStepResult", "Norm", "QuantizedRows", "RowStats", "compact", "dequantize_rows", "exit_head",
-    "exit_step", "explain", "feature_delta", "gather_rows", "linear_stats", "mean_entropy", "pool", "quantize_rows", "row_stats", "scatter_rows",
+    "CompactResult", "ExitHeadResult", "ExitStepResult", "Norm", "PackedPlanes", "QuantizedRows", "RowStats", "compact", "dequantize_rows", "exit_head",
+    "exit_step", "explain", "feature_delta", "gather_rows", "linear_stats", "mean_entropy", "pack_planes", "pool", "quantize_rows", "row_stats", "scatter_rows", "unpack_planes",
 ]  # fmt: skip

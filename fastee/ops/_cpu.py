@@ -6,7 +6,6 @@ from torch import Tensor, bfloat16, float16, float32
 
 from fastee import native
 
-
 WIDENED = (float32, bfloat16, float16)
 
 

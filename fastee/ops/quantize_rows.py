@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -9,7 +11,8 @@ from fastee import dispatch, native, reference
 from . import _check, _cpu, _library, _numba
 from .results import QuantizedRows
 
-FORMATS = ("int8",)
+FORMATS = ("int8", "int4", "fp8_e4m3", "bf16")
+DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16}
 
 
 def _check_quantize(x, format="int8", group=None):
@@ -21,6 +24,8 @@ def _check_quantize(x, format="int8", group=None):
         row = x.shape[1:].numel()
         if group <= 0 or row % group:
             raise ValueError(f"quantize_rows: group must divide the {row} elements of a row, got {group}")
+    if format == "bf16" and group is not None:
+        raise ValueError(f"quantize_rows: group must be None for bf16, which has no scales, got {group}")
     return (x, format, group), {}
 
 
@@ -28,55 +33,87 @@ def _check_dequantize(q):
     if not isinstance(q, QuantizedRows):
         raise TypeError(f"dequantize_rows: q must be a QuantizedRows, got {_check.show(q)}")
     _check.word("dequantize_rows", "q.format", q.format, FORMATS)
-    data, scale, group = q.data, q.scale, q.group
-    data = _check.tensor("dequantize_rows", "data", data, (torch.int8,), "[B, ...]", tuple(range(1, 9)))
+    data, scale, group, format = q.data, q.scale, q.group, q.format
+    data = _check.tensor("dequantize_rows", "data", data, (DTYPES[format],), "[B, ...]", tuple(range(1, 9)))
     scale = _check.tensor("dequantize_rows", "scale", scale, (torch.float32,), "[B] or [B, groups]", (1, 2))
-    row = data.shape[1:].numel()
+    if format == "int4" and q.shape is None:
+        raise ValueError("dequantize_rows: q.shape must be the shape of the rows for int4, got None")
+    shape = tuple(data.shape if q.shape is None else q.shape)
+    row = math.prod(shape[1:])
+    if list(data.shape) != ([shape[0], (row + 1) // 2] if format == "int4" else list(shape)):
+        raise ValueError(f"dequantize_rows: data must be that of {format} rows of shape {list(shape)}, got {_check.show(data)}")
     wanted = [data.shape[0]] if group is None else [data.shape[0], row // group if group > 0 and row % group == 0 else -1]
-    if list(scale.shape) != wanted:
+    if list(scale.shape) != (wanted if format != "bf16" else [0]):
+        wanted = wanted if format != "bf16" else [0]
         raise ValueError(f"dequantize_rows: scale must be {wanted} for data {_check.show(data)} and group {group}, got {_check.show(scale)}")
     _check.same_device("dequantize_rows", "data", data, scale=scale)
-    return (data, scale, group), {}
+    return (data, scale, group, format, shape), {}
 
 
-def _scales(x: Tensor, group: int | None) -> Tensor:
-    shape = (x.shape[0],) if group is None else (x.shape[0], x.shape[1:].numel() // group)
-    return x.new_empty(shape, dtype=torch.float32)
+def _empty(x: Tensor, format: str, group: int | None) -> tuple[Tensor, Tensor]:
+    row = x.shape[1:].numel()
+    shape = (x.shape[0], (row + 1) // 2) if format == "int4" else x.shape
+    scales = (0,) if format == "bf16" else (x.shape[0],) if group is None else (x.shape[0], row // group)
+    return x.new_empty(shape, dtype=DTYPES[format]), x.new_empty(scales, dtype=torch.float32)
+
+
+def _bytes(data: Tensor) -> Tensor:
+    return data.view(torch.uint8) if data.dtype == torch.float8_e4m3fn else data
 
 
 def _run_quantize(x, format, group):
-    data, scale = torch.empty(x.shape, dtype=torch.int8), _scales(x, group)
-    native.hot.quantize_rows(x.detach(), "int8", group or 0, data, scale)
-    return QuantizedRows(data, scale, format, group)
+    data, scale = _empty(x, format, group)
+    native.hot.quantize_rows(x.detach(), format, group or 0, _bytes(data), scale)
+    return QuantizedRows(data, scale, format, group, tuple(x.shape))
 
 
-def _run_dequantize(data, scale, group):
-    out = torch.empty(data.shape, dtype=torch.float32)
-    native.hot.dequantize_rows(data, scale, "int8", group or 0, out)
+def _run_dequantize(data, scale, group, format, shape):
+    out = torch.empty(shape, dtype=torch.float32)
+    native.hot.dequantize_rows(_bytes(data), scale, format, group or 0, out)
     return out
 
 
 @_numba.widening
 def _numba_quantize(x, format, group):
-    data, scale, row = torch.empty(x.shape, dtype=torch.int8), _scales(x, group), x.shape[1:].numel()
-    _numba.kernel("quantize_rows", "quantize_int8")(_numba.flat(x), x.shape[0], row, x.stride(0), group or row, _numba.flat(data), _numba.flat(scale))
-    return QuantizedRows(data, scale, format, group)
+    (data, scale), row = _empty(x, format, group), x.shape[1:].numel()
+    kernel, sizes = _numba.kernel("quantize_rows", f"quantize_{format.removeprefix('fp8_')}"), (x.shape[0], row, x.stride(0))
+    if format == "bf16":
+        kernel(_numba.flat(x, torch.int32), *sizes, _numba.flat(data, torch.int16))
+    elif row == 0:
+        scale.zero_()
+    else:
+        kernel(_numba.flat(x), *sizes, group or row, _numba.flat(_bytes(data)), _numba.flat(scale))
+    return QuantizedRows(data, scale, format, group, tuple(x.shape))
 
 
-def _numba_dequantize(data, scale, group):
-    out, row = torch.empty(data.shape, dtype=torch.float32), data.shape[1:].numel()
-    _numba.kernel("quantize_rows", "dequantize_int8")(
-        _numba.flat(data), data.shape[0], row, data.stride(0), group or row, _numba.flat(scale), _numba.flat(out)
-    )
+def _numba_dequantize(data, scale, group, format, shape):
+    out, row = torch.empty(shape, dtype=torch.float32), math.prod(shape[1:])
+    kernel, sizes = _numba.kernel("quantize_rows", f"dequantize_{format.removeprefix('fp8_')}"), (shape[0], row, data.stride(0))
+    if format == "bf16":
+        kernel(_numba.flat(data, torch.int16), *sizes, _numba.flat(out, torch.int32))
+    elif row:
+        kernel(_numba.flat(_bytes(data)), *sizes, group or row, _numba.flat(scale), _numba.flat(out))
     return out
 
 
-def _numba_dequantize_declines(data, scale, group):
+def _numba_quantize_declines(x, format, group):
+    return _numba.floats(x) or _cpu.contiguous_rows("x", x)
+
+
+def _numba_dequantize_declines(data, scale, group, format, shape):
     return _numba.elsewhere(data) or _cpu.contiguous_rows("data", data) or (None if scale.is_contiguous() else "scale is not contiguous")
 
 
-def _numba_dequantize_yields(data, scale, group):
+def _numba_dequantize_yields(data, scale, *rest):
     return "torch is as fast below 16,384 elements" if data.numel() < 16_384 else _numba.not_ready("quantize_rows")
+
+
+def _cpu_dequantize_declines(data, scale, *rest):
+    return _cpu.elsewhere(data) or _cpu.contiguous_rows("data", data) or (None if scale.is_contiguous() else "scale is not contiguous")
+
+
+def _reference_quantize(x, format, group):
+    return QuantizedRows(*reference.quantize_rows(x, format, group), format, group, tuple(x.shape))
 
 
 _quantize = dispatch.register(
@@ -84,10 +121,8 @@ _quantize = dispatch.register(
         "quantize_rows",
         (
             dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.plain(x) or _cpu.contiguous_rows("x", x)),
-            dispatch.Backend(
-                "numba", _numba_quantize, lambda x, f, g: _numba.floats(x) or _cpu.contiguous_rows("x", x), lambda x, f, g: _numba.not_ready("quantize_rows")
-            ),
-            dispatch.Backend("reference", lambda x, f, g: QuantizedRows(*reference.quantize_rows(x, f, g), f, g)),
+            dispatch.Backend("numba", _numba_quantize, _numba_quantize_declines, lambda *a: _numba.not_ready("quantize_rows")),
+            dispatch.Backend("reference", _reference_quantize),
         ),
         _check_quantize,
     )
@@ -96,30 +131,29 @@ _dequantize = dispatch.register(
     dispatch.Op(
         "dequantize_rows",
         (
-            dispatch.Backend(
-                "cpu",
-                _run_dequantize,
-                lambda q, s, g: (
-                    f"tensor on {q.device}"
-                    if q.device.type != "cpu"
-                    else _cpu.missing() or _cpu.contiguous_rows("data", q) or (None if s.is_contiguous() else "scale is not contiguous")
-                ),
-            ),
+            dispatch.Backend("cpu", _run_dequantize, _cpu_dequantize_declines),
             dispatch.Backend("numba", _numba_dequantize, _numba_dequantize_declines, _numba_dequantize_yields),
             dispatch.Backend("reference", reference.dequantize_rows),
         ),
         _check_dequantize,
     )
 )
+
+
+def _flat_quantize(x, format, group):
+    return tuple(dispatch.choose(_quantize, (x, format, group), {}).run(x, format, group)[:2])
+
+
+def _flat_dequantize(data, scale, group, format="int8", shape=None):
+    args = (data, scale, group, format, tuple(data.shape if shape is None else shape))
+    return dispatch.choose(_dequantize, args, {}).run(*args)
+
+
+_library.define("quantize_rows(Tensor x, str format, int? group) -> (Tensor, Tensor)", _flat_quantize, _empty)
 _library.define(
-    "quantize_rows(Tensor x, str format, int? group) -> (Tensor, Tensor)",
-    lambda x, f, g: tuple(dispatch.choose(_quantize, (x, f, g), {}).run(x, f, g)[:2]),
-    lambda x, f, g: (torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format), _scales(x, g)),
-)
-_library.define(
-    "dequantize_rows(Tensor data, Tensor scale, int? group) -> Tensor",
-    lambda q, s, g: dispatch.choose(_dequantize, (q, s, g), {}).run(q, s, g),
-    lambda q, s, g: torch.empty_like(q, dtype=torch.float32, memory_format=torch.contiguous_format),
+    'dequantize_rows(Tensor data, Tensor scale, int? group, str format="int8", SymInt[]? shape=None) -> Tensor',
+    _flat_dequantize,
+    lambda q, s, g, f="int8", shape=None: q.new_empty(q.shape if shape is None else shape, dtype=torch.float32),
 )
 
 
@@ -128,30 +162,45 @@ _direct_dequantize = dispatch.direct("direct_dequantize")
 
 
 def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, backend: str | None = None) -> QuantizedRows:
-    """Compress each row of x [B, ...] (fp32/bf16/fp16/fp64) to int8 with one fp32 scale per row, or per `group` elements of it.
+    """Compress each row of x [B, ...] (fp32/bf16/fp16/fp64) to a coarser grid with one fp32 scale per row, or per `group` elements of it.
 
-    q = round_half_even(x * (127 / max|x|)) in [-127, 127], scale = max|x| / 127, so ``q * scale`` is within half a step. A row
-    (group) of zeros has scale 0; one with NaN or inf has scale NaN and q 0, so that it comes back as NaN. Rows shorter
+    max = the largest |x| of the group, scale = max / limit, q = round_half_even(x * (limit / max)), value = q * scale.
+
+    ==========  =====  ==================================================================================================
+    format      limit  `data`
+    ==========  =====  ==================================================================================================
+    int8        127    int8 in the shape of x
+    int4        7      uint8 [B, ceil(row / 2)], two's complement: element 2i in bits 0-3 of byte i, element 2i + 1 in bits
+                       4-7; those are 0 behind an odd last element. Groups follow each other without padding
+    fp8_e4m3    448    float8_e4m3fn in the shape of x (OCP): bit 7 sign, bits 6-3 exponent (bias 7), bits 2-0 mantissa; a
+                       zero keeps its sign
+    bf16        -      bfloat16 in the shape of x, the upper half of the fp32 pattern rounded half to even, without scales
+                       (``.scale`` is [0], `group` must be None); a NaN becomes quiet, its sign and upper payload stay
+    ==========  =====  ==================================================================================================
+
+    A group of zeros has scale 0; one with NaN or inf has scale NaN and q 0, so that it comes back as NaN. Rows shorter
     than 2^63 elements; B = 0 gives empty results. Raises `ValueError` when `group` does not divide the row.
 
     >>> import torch, fastee
     >>> q = fastee.ops.quantize_rows(torch.tensor([[1.0, -2.0]]))
     >>> q.data.tolist(), q.nbytes
     ([[64, -127]], 6)
+    >>> fastee.ops.quantize_rows(torch.tensor([[1.0, -7.0, 3.0]]), "int4").data.tolist()  # 1 | -7 << 4, 3
+    [[145, 3]]
     """
     compiling = is_compiling()
     if _direct_quantize is not None and backend is None and group is None and format == "int8" and not compiling:
         result = _direct_quantize(x)
         if result is not None:
-            return QuantizedRows(*result)
+            return QuantizedRows(*result, "int8", None, tuple(x.shape))
     args, options = _check_quantize(x, format, group)
     if compiling:
-        return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group)
+        return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group, tuple(args[0].shape))
     return dispatch.choose(_quantize, args, options, backend).run(*args)
 
 
 def dequantize_rows(q: QuantizedRows, *, backend: str | None = None) -> Tensor:
-    """Return the fp32 tensor that `q` stands for, ``data * scale`` per row or group.
+    """Return the fp32 tensor that `q` stands for, ``value * scale`` per row or group, in the shape of the source.
 
     >>> import torch, fastee
     >>> fastee.ops.dequantize_rows(fastee.ops.quantize_rows(torch.tensor([[127.0, -127.0]]))).tolist()

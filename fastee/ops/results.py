@@ -33,12 +33,13 @@ class CompactResult(NamedTuple):
 
 
 class QuantizedRows(NamedTuple):
-    """int8 rows with their scales; ``data * scale`` gives the values back."""
+    """Rows on the grid of `format` with their scales; `fastee.ops.dequantize_rows` gives the values back."""
 
-    data: Tensor  # int8, the shape of the source
-    scale: Tensor  # fp32 [B], or [B, groups]
+    data: Tensor  # int8, float8_e4m3fn or bfloat16 in the shape of the source; int4: uint8 [B, ceil(row / 2)]
+    scale: Tensor  # fp32 [B], or [B, groups]; [0] for bf16
     format: str = "int8"
     group: int | None = None
+    shape: tuple[int, ...] | None = None  # of the source; None: that of data
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,251 @@
+// The C ABI of packing: quantised rows, an exit with its survivors packed, lossless float planes.
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "core/check.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+
+namespace fastee {
+namespace {
+
+fastee_status expect_group(const char* op, int64_t row, int64_t* group) {
+  if (*group == 0) *group = row ? row : 1;
+  if (*group > 0 && row % *group == 0) return FASTEE_OK;
+  return fail(FASTEE_INVALID_ARGUMENT, std::string(op) + ": group must divide the " + number(row) + " elements of a row, got " + number(*group));
+}
+
+fastee_status expect_scales(const char* op, const DLTensor* scale, int64_t rows, int64_t groups) {
+  const std::string wanted = "float32 with " + number(rows) + " x " + number(groups) + " elements, contiguous";
+  FASTEE_TRY(expect(op, "scale", scale, kDLFloat, 32, -1, wanted.c_str()));
+  if (product(*scale, 0, scale->ndim) == rows * groups && contiguous_from(*scale, 0)) return FASTEE_OK;
+  return wrong(FASTEE_INVALID_ARGUMENT, op, "scale", wanted, scale);
+}
+
+int64_t row_bytes(int format, int64_t row) { return format == FASTEE_INT4 ? row / 2 + row % 2 : format == FASTEE_BF16 ? 2 * row : row; }
+
+// `data` holds rows of `row` elements in `format`: shape of `like`, or [B, ceil(row / 2)] for int4.
+fastee_status expect_packed(const char* op, const DLTensor* data, int format, const char* like_name, const DLTensor& like, int64_t row) {
+  static const char* const names[] = {"int8", "uint8", "uint8", "bfloat16"};
+  static const uint8_t codes[] = {kDLInt, kDLUInt, kDLUInt, kDLBfloat};
+  if (format < FASTEE_INT8 || format > FASTEE_BF16) return fail(FASTEE_INVALID_ARGUMENT, std::string(op) + ": format must be 0 to 3, got " + number(format));
+  const bool nibbles = format == FASTEE_INT4;
+  const std::string wanted = std::string(names[format]) + (nibbles ? " [B, " + number(row_bytes(format, row)) + "]" : " with the shape of " + (like_name + (" " + describe(like))));
+  FASTEE_TRY(expect(op, "data", data, codes[format], format == FASTEE_BF16 ? 16 : 8, nibbles ? 2 : like.ndim, wanted.c_str()));
+  const bool fits = nibbles ? data->shape[0] == like.shape[0] && data->shape[1] == row_bytes(format, row) : same_shape(like, *data);
+  if (!fits) return wrong(FASTEE_INVALID_ARGUMENT, op, "data", wanted, data);
+  return contiguous_from(*data, 1) ? FASTEE_OK : unsupported_rows(op, "data", *data);
+}
+
+fastee_status expect_scales_of(const char* op, const DLTensor* scale, int format, int64_t rows, int64_t row, int64_t* group) {
+  if (format != FASTEE_BF16) {
+    FASTEE_TRY(expect_group(op, row, group));
+    return expect_scales(op, scale, rows, row ? row / *group : 1);
+  }
+  if (*group != 0) return fail(FASTEE_INVALID_ARGUMENT, std::string(op) + ": bf16 has no scales, so group must be 0, got " + number(*group));
+  *group = row ? row : 1;
+  return FASTEE_OK;
+}
+
+// Lossless planes: magic, version, element, reserved, count; then the blocks' offsets in 8 bytes, one more than blocks.
+constexpr char kMagic[4] = {'F', 'P', 'L', 'N'};
+constexpr int64_t kHeader = 16;
+
+struct Planes {
+  int element;
+  int64_t count, blocks, start;
+  const uint8_t* offsets;
+};
+
+int64_t planes_start(int64_t blocks) { return kHeader + (4 * (blocks + 1) + 7) / 8 * 8; }
+int64_t width_of(int element) { return element == cpu::kF32 ? 4 : 2; }
+
+int64_t offset_at(const Planes& p, int64_t block) {
+  uint32_t units;
+  std::memcpy(&units, p.offsets + 4 * block, 4);
+  return 8 * static_cast<int64_t>(units);
+}
+
+fastee_status no_planes(const std::string& why) { return fail(FASTEE_INVALID_ARGUMENT, "unpack_planes: data holds no packed planes: " + why); }
+
+fastee_status read_header(const void* data, int64_t nbytes, Planes* p) {
+  if (!data || nbytes < kHeader) return no_planes(number(data ? nbytes : 0) + " bytes, a header has " + number(kHeader));
+  const uint8_t* in = static_cast<const uint8_t*>(data);
+  if (std::memcmp(in, kMagic, 4) != 0) return no_planes("it does not begin with FPLN");
+  if (in[4] != 1) return no_planes("version " + number(in[4]) + ", this build reads 1");
+  if (in[5] > cpu::kF16) return no_planes("element type " + number(in[5]) + ", expected 0 to 2");
+  if (in[6] || in[7]) return no_planes("reserved bytes are not zero");
+  p->element = in[5];
+  std::memcpy(&p->count, in + 8, 8);
+  // A block of 1,024 values takes at least an offset: more values than that cannot be in so few bytes.
+  if (p->count < 0 || p->count / cpu::kPlaneBlock > nbytes / 4) return no_planes(number(p->count) + " values in " + number(nbytes) + " bytes");
+  p->blocks = (p->count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock;
+  p->start = planes_start(p->blocks);
+  p->offsets = in + kHeader;
+  if (p->start > nbytes) return no_planes("it ends inside its offsets");
+  if (offset_at(*p, 0) != 0 || p->start + offset_at(*p, p->blocks) != nbytes)
+    return no_planes("its blocks end at byte " + number(p->start + offset_at(*p, p->blocks)) + ", it has " + number(nbytes));
+  return FASTEE_OK;
+}
+
+}  // namespace
+}  // namespace fastee
+
+using namespace fastee;
+
+extern "C" fastee_status fastee_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data, const DLTensor* scale, void*) {
+  static const char op[] = "quantize_rows";
+  FASTEE_TRY(expect(op, "x", x, kDLFloat, 32, -1, "float32 [B, ...]"));
+  if (x->ndim < 1) return wrong(FASTEE_INVALID_ARGUMENT, op, "x", "float32 [B, ...]", x);
+  if (!contiguous_from(*x, 1)) return unsupported_rows(op, "x", *x);
+  const int64_t row = product(*x, 1, x->ndim);
+  FASTEE_TRY(expect_packed(op, data, format, "x", *x, row));
+  FASTEE_TRY(expect_scales_of(op, scale, format, x->shape[0], row, &group));
+  float* scales = format == FASTEE_BF16 ? nullptr : data_of(*scale);
+  if (row == 0 && scales)
+    for (int64_t i = 0; i < x->shape[0]; ++i) scales[i] = 0.0f;
+  const int64_t element = format == FASTEE_BF16 ? 2 : 1;
+  parallel::quantize_rows({format, data_of(*x), x->shape[0], row, stride(*x, 0), group, bytes_of<uint8_t>(*data), element * stride(*data, 0), scales});
+  return FASTEE_OK;
+}
+
+extern "C" fastee_status fastee_dequantize_rows(const DLTensor* data, const DLTensor* scale, fastee_format format, int64_t group, const DLTensor* out, void*) {
+  static const char op[] = "dequantize_rows";
+  FASTEE_TRY(expect(op, "out", out, kDLFloat, 32, -1, "float32 [B, ...]"));
+  if (out->ndim < 1) return wrong(FASTEE_INVALID_ARGUMENT, op, "out", "float32 [B, ...]", out);
+  if (!contiguous_from(*out, 1)) return unsupported_rows(op, "out", *out);
+  const int64_t row = product(*out, 1, out->ndim);
+  FASTEE_TRY(expect_packed(op, data, format, "out", *out, row));
+  FASTEE_TRY(expect_scales_of(op, scale, format, out->shape[0], row, &group));
+  const float* scales = format == FASTEE_BF16 ? nullptr : data_of(*scale);
+  const int64_t element = format == FASTEE_BF16 ? 2 : 1;
+  parallel::dequantize_rows({format, bytes_of<uint8_t>(*data), out->shape[0], row, element * stride(*data, 0), group, scales, data_of(*out), stride(*out, 0)});
+  return FASTEE_OK;
+}
+
+extern "C" fastee_status fastee_exit_pack(const DLTensor* x, const fastee_head* head, fastee_format format, int64_t group, const fastee_head_out* out, void* buffer,
+                                          int64_t capacity, int64_t* offset, int64_t* nbytes, void*) {
+  static const char op[] = "exit_pack";
+  cpu::HeadArgs a;
+  FASTEE_TRY(head_args(op, x, head, out, &a));
+  if (!out->exits || !offset || !nbytes || (!buffer && capacity > 0)) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: out.exits, buffer, offset and nbytes must not be NULL");
+  if (a.x.element != cpu::kF32) return wrong(FASTEE_WRONG_TYPE, op, "x", "float32", x);
+  if (!contiguous_from(*x, 1)) return unsupported_rows(op, "x", *x);
+  if (format < FASTEE_INT8 || format > FASTEE_BF16) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: format must be 0 to 3, got " + number(format));
+  const int64_t row = product(*x, 1, x->ndim), rows = a.x.rows, bytes = row_bytes(format, row);
+  if (format == FASTEE_BF16 && group) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: bf16 has no scales, so group must be 0, got " + number(group));
+  FASTEE_TRY(expect_group(op, row, &group));
+  const int64_t groups = format == FASTEE_BF16 ? 0 : row / group, reserved = 4 * groups * rows;
+  if (capacity < reserved) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: capacity must be at least " + number(reserved) + " bytes for the scales, got " + number(capacity));
+  // Scales of all rows at the front, data of the survivors behind; at the end the scales in use move up to the data.
+  uint8_t *scales = static_cast<uint8_t*>(buffer), *data = scales + reserved;
+  const cpu::Kernels& k = cpu::kernels();
+  // As many rows as stay in the L2 cache between the head's reading and the packing; a head of many weights wants at least four.
+  const int64_t fit = (256 << 10) / (4 * row), chunk = fit < 4 ? 4 : fit > cpu::kRowChunk ? cpu::kRowChunk : fit;
+  const int64_t most = rows < chunk ? rows : chunk;
+  a.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(most, a.x.features, a.classes))));
+  if (!a.scratch) return fail(FASTEE_OUT_OF_MEMORY, "exit_pack: no memory for the working buffer");
+  const float* from = bytes_of<const float>(*x);
+  const int64_t x_stride = stride(*x, 0);
+  int64_t count = 0;
+  for (int64_t first = 0; first < rows; first += chunk) {
+    cpu::HeadArgs part = a;
+    part.x.rows = rows - first < chunk ? rows - first : chunk;
+    part.x.data = static_cast<const float*>(a.x.data) + first * a.x.row_stride;
+    if (a.x.mask) part.x.mask = a.x.mask + first * a.x.mask_stride;
+    part.label += first;
+    for (float** p : {&part.max_prob, &part.margin, &part.entropy, &part.lse, &part.entropy_p2, &part.confidence})
+      if (*p) *p += first;
+    if (part.logits) part.logits += first * a.classes;
+    part.exits += first;
+    k.exit_head(part);
+    for (int64_t b = first; b < first + part.x.rows; ++b) {
+      if (out->exits[b]) continue;
+      if (reserved + (count + 1) * bytes > capacity)
+        return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: capacity must be at least " + number(reserved + (count + 1) * bytes) + " bytes for the rows that stay, got " + number(capacity));
+      k.quantize_rows({format, from + b * x_stride, 1, row, x_stride, group, data + count * bytes, bytes,
+                       groups ? reinterpret_cast<float*>(scales + 4 * groups * count) : nullptr});
+      ++count;
+    }
+  }
+  if (out->index) *out->count = k.compact(out->exits, rows, 1, 1, out->index);
+  *offset = 4 * groups * (rows - count);
+  *nbytes = (4 * groups + bytes) * count;
+  if (count && groups) std::memmove(scales + *offset, scales, static_cast<size_t>(4 * groups * count));
+  return FASTEE_OK;
+}
+
+extern "C" int64_t fastee_pack_planes_bound(int64_t count, int64_t element_bytes) {
+  const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock;
+  return planes_start(blocks) + blocks * 24 + count * element_bytes;
+}
+
+extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_t capacity, int64_t* nbytes, void*) {
+  static const char op[] = "pack_planes", wanted[] = "float32, bfloat16 or float16, contiguous";
+  int element;
+  FASTEE_TRY(expect_float(op, "h", x, -1, wanted, &element));
+  if (!contiguous_from(*x, 0)) return wrong(FASTEE_UNSUPPORTED, op, "h", wanted, x);
+  if (!out || !nbytes) return fail(FASTEE_INVALID_ARGUMENT, "pack_planes: out and nbytes must not be NULL");
+  const int64_t count = product(*x, 0, x->ndim), width = width_of(element), bound = fastee_pack_planes_bound(count, width);
+  if (capacity < bound) return fail(FASTEE_INVALID_ARGUMENT, "pack_planes: capacity must be at least " + number(bound) + " bytes, got " + number(capacity));
+  if (bound / 8 > std::numeric_limits<uint32_t>::max()) return fail(FASTEE_UNSUPPORTED, "pack_planes: h must be below 32 GiB, got " + describe(*x));
+  uint8_t* to = static_cast<uint8_t*>(out);
+  const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock, start = planes_start(blocks);
+  std::memset(to, 0, static_cast<size_t>(kHeader));
+  std::memcpy(to, kMagic, 4);
+  to[4] = 1, to[5] = static_cast<uint8_t>(element);
+  std::memcpy(to + 8, &count, 8);
+  std::memset(to + kHeader + 4 * (blocks + 1), 0, static_cast<size_t>(start - kHeader - 4 * (blocks + 1)));
+  const uint8_t* from = bytes_of<const uint8_t>(*x);
+  const auto pack = cpu::kernels().pack_planes;
+  int64_t at = 0;
+  for (int64_t b = 0; b <= blocks; ++b) {
+    const uint32_t units = static_cast<uint32_t>(at / 8);
+    std::memcpy(to + kHeader + 4 * b, &units, 4);
+    if (b == blocks) break;
+    const int64_t first = b * cpu::kPlaneBlock, n = count - first < cpu::kPlaneBlock ? count - first : cpu::kPlaneBlock;
+    at += pack(from + first * width, element, n, to + start + at);
+  }
+  *nbytes = start + at;
+  return FASTEE_OK;
+}
+
+extern "C" fastee_status fastee_planes_info(const void* data, int64_t nbytes, DLDataType* dtype, int64_t* count) {
+  Planes p;
+  FASTEE_TRY(read_header(data, nbytes, &p));
+  if (dtype) *dtype = {static_cast<uint8_t>(p.element == cpu::kBF16 ? kDLBfloat : kDLFloat), static_cast<uint8_t>(8 * width_of(p.element)), 1};
+  if (count) *count = p.count;
+  return FASTEE_OK;
+}
+
+extern "C" fastee_status fastee_unpack_planes(const void* data, int64_t nbytes, int64_t first, const DLTensor* out, void*) {
+  static const char op[] = "unpack_planes";
+  Planes p;
+  FASTEE_TRY(read_header(data, nbytes, &p));
+  static const char* const names[] = {"float32, contiguous", "bfloat16, contiguous", "float16, contiguous"};
+  int element;
+  FASTEE_TRY(expect_float(op, "out", out, -1, names[p.element], &element));
+  if (element != p.element) return wrong(FASTEE_WRONG_TYPE, op, "out", names[p.element], out);
+  if (!contiguous_from(*out, 0)) return wrong(FASTEE_UNSUPPORTED, op, "out", names[p.element], out);
+  const int64_t wanted = product(*out, 0, out->ndim), width = width_of(element);
+  if (first < 0 || first > p.count || wanted > p.count - first)
+    return fail(FASTEE_INVALID_ARGUMENT, "unpack_planes: out must lie within the " + number(p.count) + " packed values, got " + number(wanted) + " from " + number(first));
+  const auto unpack = cpu::kernels().unpack_planes;
+  uint8_t* to = bytes_of<uint8_t>(*out);
+  const uint8_t* blocks = static_cast<const uint8_t*>(data) + p.start;
+  alignas(64) uint8_t whole[4 * cpu::kPlaneBlock];
+  for (int64_t at = first; at < first + wanted;) {
+    const int64_t b = at / cpu::kPlaneBlock, begin = b * cpu::kPlaneBlock;
+    const int64_t n = p.count - begin < cpu::kPlaneBlock ? p.count - begin : cpu::kPlaneBlock;
+    const int64_t end = begin + n < first + wanted ? begin + n : first + wanted;
+    const int64_t from = offset_at(p, b), until = offset_at(p, b + 1);
+    const bool direct = at == begin && end == begin + n;
+    if (from > until || p.start + until > nbytes || !unpack(blocks + from, until - from, element, n, direct ? to : whole))
+      return no_planes("block " + number(b) + " is damaged");
+    if (!direct) std::memcpy(to, whole + (at - begin) * width, static_cast<size_t>((end - at) * width));
+    to += (end - at) * width;
+    at = end;
+  }
+  return FASTEE_OK;
+}

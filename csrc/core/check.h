@@ -1,0 +1,91 @@
+// What the C ABI's functions share: reading a DLTensor, and checks that fail with a text naming the argument.
+#pragma once
+#include <cstring>
+#include <string>
+
+#include "core/status.h"
+#include "cpu/kernels.h"
+
+namespace fastee {
+
+inline std::string number(int64_t n) { return std::to_string(n); }
+
+inline float* data_of(const DLTensor& t) { return reinterpret_cast<float*>(static_cast<char*>(t.data) + t.byte_offset); }
+template <typename T>
+T* bytes_of(const DLTensor& t) { return reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset); }
+
+inline int64_t stride(const DLTensor& t, int dim) {
+  if (t.strides) return t.strides[dim];
+  int64_t s = 1;
+  for (int i = t.ndim - 1; i > dim; --i) s *= t.shape[i];
+  return s;
+}
+
+inline int64_t product(const DLTensor& t, int from, int to) {
+  int64_t n = 1;
+  for (int i = from; i < to; ++i) n *= t.shape[i];
+  return n;
+}
+
+// Dimensions [from, ndim) lie one behind the other in memory.
+inline bool contiguous_from(const DLTensor& t, int from) {
+  int64_t expected = 1;
+  for (int i = t.ndim - 1; i >= from; --i) {
+    if (t.shape[i] != 1 && stride(t, i) != expected) return false;
+    expected *= t.shape[i];
+  }
+  return true;
+}
+
+inline bool is(const DLTensor& t, uint8_t code, uint8_t bits) { return t.dtype.code == code && t.dtype.bits == bits && t.dtype.lanes == 1; }
+
+inline fastee_status wrong(fastee_status status, const char* op, const char* name, const std::string& wanted, const DLTensor* got) {
+  return fail(status, std::string(op) + ": " + name + " must be " + wanted + ", got " + (got ? describe(*got) : "NULL"));
+}
+
+#define FASTEE_TRY(expression)                              \
+  do {                                                      \
+    if (fastee_status status_ = (expression)) return status_; \
+  } while (0)
+
+// A tensor on the CPU of the given element type and number of dimensions (any when ndim < 0).
+inline fastee_status expect(const char* op, const char* name, const DLTensor* t, uint8_t code, uint8_t bits, int ndim, const char* wanted) {
+  if (!t || (t->ndim > 0 && !t->shape)) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, nullptr);
+  if (t->device.device_type != kDLCPU) return wrong(FASTEE_WRONG_TYPE, op, name, std::string(wanted) + " on the CPU", t);
+  if (!is(*t, code, bits)) return wrong(FASTEE_WRONG_TYPE, op, name, wanted, t);
+  if (ndim >= 0 && t->ndim != ndim) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, t);
+  int64_t elements = 1;
+  for (int i = 0; i < t->ndim; ++i) {
+    if (t->shape[i] < 0) return wrong(FASTEE_INVALID_ARGUMENT, op, name, std::string(wanted) + " with sizes >= 0", t);
+    elements *= t->shape[i];
+  }
+  if (elements && !t->data) return wrong(FASTEE_INVALID_ARGUMENT, op, name, std::string(wanted) + " with memory", t);
+  return FASTEE_OK;
+}
+
+// A floating-point tensor of a width that the kernels widen on load; its kind goes to *element.
+inline fastee_status expect_float(const char* op, const char* name, const DLTensor* t, int ndim, const char* wanted, int* element) {
+  *element = t && is(*t, kDLBfloat, 16) ? cpu::kBF16 : t && is(*t, kDLFloat, 16) ? cpu::kF16 : cpu::kF32;
+  const uint8_t code = *element == cpu::kBF16 ? kDLBfloat : kDLFloat;
+  return expect(op, name, t, code, *element == cpu::kF32 ? 32 : 16, ndim, wanted);
+}
+
+inline fastee_status expect_vector(const char* op, const char* name, const DLTensor* t, int64_t length, const char* of) {
+  if (!t) return FASTEE_OK;
+  const std::string wanted = std::string("float32 [") + of + "] with " + number(length) + " elements, contiguous";
+  FASTEE_TRY(expect(op, name, t, kDLFloat, 32, 1, wanted.c_str()));
+  if (t->shape[0] != length) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, t);
+  return contiguous_from(*t, 0) ? FASTEE_OK : wrong(FASTEE_UNSUPPORTED, op, name, wanted, t);
+}
+
+inline fastee_status unsupported_rows(const char* op, const char* name, const DLTensor& t) {
+  return fail(FASTEE_UNSUPPORTED, std::string(op) + ": the rows of " + name + " must be contiguous (or channels-last for a mean pool), got " + describe(t));
+}
+
+inline bool same_shape(const DLTensor& a, const DLTensor& b) {
+  return a.ndim == b.ndim && std::memcmp(a.shape, b.shape, sizeof(int64_t) * static_cast<size_t>(a.ndim)) == 0;
+}
+
+// The head and where its results go, checked, as the kernel takes them (scratch excepted). api.cc
+fastee_status head_args(const char* op, const DLTensor* x, const fastee_head* head, const fastee_head_out* out, cpu::HeadArgs* args);
+}  // namespace fastee

@@ -1,0 +1,113 @@
+#include "core/parallel.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "core/scratch.h"
+#include "core/thread_pool.h"
+
+namespace fastee::parallel {
+namespace {
+constexpr int64_t kAnyLength = INT64_MAX / 2;
+constexpr double kElementsPerByte = 0.25;
+
+template <typename T>
+T* past(T* p, int64_t n) { return p ? p + n : nullptr; }
+
+const void* past_elements(const void* p, int element, int64_t n) {
+  const int64_t size = element == cpu::kF32 ? 4 : element == cpu::kI8 ? 1 : 2;
+  return static_cast<const char*>(p) + n * size;
+}
+
+cpu::HeadArgs slice(cpu::HeadArgs a, int64_t first, int64_t last) {
+  a.x.data = past_elements(a.x.data, a.x.element, first * a.x.row_stride);
+  a.x.rows = last - first;
+  a.x.mask = past(a.x.mask, first * a.x.mask_stride);
+  a.label += first;
+  a.max_prob = past(a.max_prob, first);
+  a.margin = past(a.margin, first);
+  a.entropy = past(a.entropy, first);
+  a.lse = past(a.lse, first);
+  a.entropy_p2 = past(a.entropy_p2, first);
+  a.confidence = past(a.confidence, first);
+  a.logits = past(a.logits, first * a.classes);
+  a.exits = past(a.exits, first);
+  return a;
+}
+}  // namespace
+
+bool exit_head(const cpu::HeadArgs& args) {
+  const cpu::Kernels& k = cpu::kernels();
+  std::atomic<bool> memory{true};
+  // A multiply-add costs about a twelfth of an element from memory; pooling reads each element once. A range is at least eight
+  // rows, so that loaded weights serve several rows, and at most one chunk, as one thread would walk them.
+  const double d = static_cast<double>(args.x.features);
+  const double work = d * static_cast<double>(args.x.inner) + d * static_cast<double>(args.classes) / 12 + 2 * static_cast<double>(args.classes);
+  for_rows(args.x.rows, work, 8, cpu::row_chunk(args.x.features), [&](int64_t first, int64_t last) {
+    cpu::HeadArgs a = slice(args, first, last);
+    a.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(a.x.rows, a.x.features, a.classes))));
+    if (a.scratch)
+      k.exit_head(a);
+    else
+      memory.store(false, std::memory_order_relaxed);
+  });
+  return memory.load(std::memory_order_relaxed);
+}
+
+void row_stats(const cpu::RowStatsArgs& args) {
+  const cpu::Kernels& k = cpu::kernels();
+  for_rows(args.rows, 2.0 * static_cast<double>(args.classes), 1, kAnyLength, [&](int64_t first, int64_t last) {
+    cpu::RowStatsArgs a = args;
+    a.logits = past_elements(a.logits, a.element, first * a.row_stride);
+    a.rows = last - first;
+    a.label += first;
+    a.max_prob = past(a.max_prob, first);
+    a.margin = past(a.margin, first);
+    a.entropy = past(a.entropy, first);
+    a.lse = past(a.lse, first);
+    a.entropy_p2 = past(a.entropy_p2, first);
+    k.row_stats(a);
+  });
+}
+
+void quantize_rows(const cpu::QuantizeArgs& args) {
+  const cpu::Kernels& k = cpu::kernels();
+  const int64_t groups = args.group ? args.row / args.group : 0;
+  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
+    cpu::QuantizeArgs a = args;
+    a.x += first * a.row_stride;
+    a.rows = last - first;
+    a.data += first * a.data_stride;
+    if (a.scale) a.scale += first * groups;
+    k.quantize_rows(a);
+  });
+}
+
+void dequantize_rows(const cpu::DequantizeArgs& args) {
+  const cpu::Kernels& k = cpu::kernels();
+  const int64_t groups = args.group ? args.row / args.group : 0;
+  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
+    cpu::DequantizeArgs a = args;
+    a.data += first * a.data_stride;
+    a.rows = last - first;
+    a.out += first * a.out_stride;
+    if (a.scale) a.scale += first * groups;
+    k.dequantize_rows(a);
+  });
+}
+
+void gather_rows(char* to, int64_t to_stride, const char* from, int64_t from_stride, const int64_t* index, int64_t n, int64_t bytes) {
+  for_rows(n, 2 * kElementsPerByte * static_cast<double>(bytes), 1, kAnyLength, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) std::memcpy(to + i * to_stride, from + index[i] * from_stride, static_cast<size_t>(bytes));
+  });
+}
+
+void scatter_rows(char* to, int64_t to_stride, int64_t to_rows, const char* from, int64_t from_stride, const int64_t* index, int64_t n, int64_t bytes) {
+  // Each thread owns a range of destinations and walks all indices in order.
+  const double work = 2 * kElementsPerByte * static_cast<double>(bytes) * static_cast<double>(n);
+  for_rows(to_rows, to_rows ? work / static_cast<double>(to_rows) : 0, 1, kAnyLength, [&](int64_t first, int64_t last) {
+    for (int64_t i = 0; i < n; ++i)
+      if (index[i] >= first && index[i] < last) std::memcpy(to + index[i] * to_stride, from + i * from_stride, static_cast<size_t>(bytes));
+  });
+}
+}  // namespace fastee::parallel

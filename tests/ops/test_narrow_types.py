@@ -1,0 +1,68 @@
+"""bf16 and fp16 activations and weights on the native kernels: widened on load, exactly, then the arithmetic of fp32."""
+
+import itertools
+
+import pytest
+import torch
+
+from fastee import ops
+
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("wide,narrow", [p for p in itertools.product(TYPES, TYPES) if p != (torch.float32, torch.float32)])
+@pytest.mark.parametrize("shape,classes,pool", [((3, 40, 5, 5), 10, "mean"), ((2, 33), 1030, "none"), ((5, 9, 48), 7, "mean_tokens"), ((3, 4, 65), 3, "last"), ((9, 64, 4, 4), 5, "mean")])
+def test_narrow_equals_widened_bit_for_bit(every_isa, wide, narrow, shape, classes, pool):
+    g = torch.Generator().manual_seed(0)
+    features = shape[1] if pool in ("mean", "none") else shape[2]
+    x, w, b = torch.randn(*shape, generator=g).to(wide), torch.randn(classes, features, generator=g).to(narrow), torch.randn(classes, generator=g).to(narrow)
+    if pool == "mean" and shape[0] == 9:
+        x = x.to(memory_format=torch.channels_last)
+
+    def run():
+        return ops.exit_step(x, w, b, pool, logits=True, backend="cpu"), ops.exit_step(x.float(), w.float(), b.float(), pool, logits=True, backend="cpu")
+
+    results = every_isa(run)
+    for isa, (got, want) in results:
+        assert torch.equal(got.logits, want.logits) and torch.equal(got.confidence, want.confidence) and torch.equal(got.index, want.index), isa
+        assert torch.equal(got.logits, results[0][1][0].logits), isa
+    want = ops.exit_head(x, w, b, pool, backend="reference")
+    assert torch.allclose(results[0][1][0].confidence, want.confidence, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:])
+def test_every_bit_pattern_is_widened_right(every_isa, dtype):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    x = bits.view(dtype)
+    x = x[x.isfinite()]
+    x = x[: x.numel() // 16 * 16].view(-1, 16)
+    for isa, got in every_isa(lambda: ops.pool(x, "none", backend="cpu")):
+        assert torch.equal(got.view(torch.int32), x.float().view(torch.int32)), isa
+
+
+def test_narrow_logits(every_isa):
+    z = (4 * torch.randn(6, 1500)).bfloat16()
+    z[2, 7], z[3, 0] = float("nan"), float("inf")
+    for _, got in every_isa(lambda: ops.row_stats(z, backend="cpu")):
+        want = ops.row_stats(z.float(), backend="cpu")
+        for a, b in zip(got[:5], want[:5], strict=True):
+            assert torch.equal(a.nan_to_num(-9.0), b.nan_to_num(-9.0))
+    frames = torch.randn(2, 3, 70).half()
+    for _, got in every_isa(lambda: ops.mean_entropy(frames, backend="cpu")):
+        assert torch.equal(got, ops.mean_entropy(frames.float(), backend="cpu"))
+
+
+def test_an_int8_head_reads_a_quarter_of_the_bytes(every_isa):
+    g = torch.Generator().manual_seed(1)
+    x, w, b = torch.randn(5, 100, generator=g), torch.randn(40, 100, generator=g), torch.randn(40, generator=g)
+    q = ops.quantize_rows(w)
+    want = torch.nn.functional.linear(x.double(), ops.dequantize_rows(q).double(), b.double())
+    results = every_isa(lambda: ops.exit_step(x, q, b, "none", logits=True))
+    for isa, got in results:
+        assert torch.allclose(got.logits.double(), want, atol=1e-4) and torch.equal(got.logits, results[0][1].logits), isa
+        alone = ops.exit_step(x[3:4], q, b, "none", logits=True)
+        assert torch.equal(alone.logits[0], got.logits[3])
+    slow = ops.exit_step(x, q, b, "none", logits=True, backend="reference")
+    assert torch.allclose(slow.logits, results[0][1].logits, atol=1e-4)
+    with pytest.raises(ValueError, match="exit_step: weight must be int8 with one scale per class, got int8 with group 10"):
+        ops.exit_step(x, ops.quantize_rows(w, group=10), b, "none")

@@ -1,0 +1,90 @@
+"""Large calls on several threads: the same bits for every count, small calls on one thread, counts checked."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import fastee
+from fastee import native
+
+pytestmark = pytest.mark.skipif(native.hot is None, reason=f"native parts: {native.reason.get('_hot')}")
+
+
+@pytest.fixture
+def threads():
+    before = native.get_num_threads()
+    yield native.set_num_threads
+    native.set_num_threads(before)
+
+
+def large():
+    g = torch.Generator().manual_seed(5)
+    x, weight = torch.randn(131, 1024, 9, generator=g), torch.randn(301, 1024, generator=g) / 32
+    head = fastee.ops.exit_step(x, weight, None, pool="mean", measure="entropy", threshold=-4.5, logits=True)
+    q = fastee.ops.quantize_rows(x.flatten(1), "int8")
+    index = torch.arange(131).flip(0)
+    rows = fastee.ops.gather_rows(x, index)
+    into = torch.zeros_like(x)
+    fastee.ops.scatter_rows(into, index, rows)
+    return [head.label, head.confidence, head.exits, head.index, head.logits, *list(head.stats)[:5], *list(fastee.ops.row_stats(x.flatten(1)))[:5],
+            q.data, q.scale, fastee.ops.dequantize_rows(q), rows, into]  # fmt: skip
+
+
+def test_results_are_the_same_bits_for_every_count(threads):
+    threads(1)
+    one = [t.clone() for t in large()]
+    for count in (2, 3, 7):
+        threads(count)
+        assert native.get_num_threads() == count
+        assert all(torch.equal(a, b) for a, b in zip(one, large(), strict=True)), count
+
+
+def test_python_threads_may_call_together(threads):
+    threads(1)
+    one = [t.clone() for t in large()]
+    threads(3)
+    wrong = []
+
+    def call():
+        wrong.extend(i for i, (a, b) in enumerate(zip(one, large(), strict=True)) if not torch.equal(a, b))
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert not wrong and not any(caller.is_alive() for caller in callers)
+
+
+def test_a_small_call_starts_no_thread():
+    code = (
+        "import os, torch, fastee\nfastee.native.set_num_threads(4)\nw, x = torch.randn(100, 768), torch.randn(1, 768)\nlarge = torch.randn(64, 65536)\n"
+        "fastee.ops.exit_head(x, w, None, pool='none')\nbefore = len(os.listdir('/proc/self/task'))\n"
+        "for _ in range(5): fastee.ops.exit_head(x, w, None, pool='none'); fastee.ops.quantize_rows(x, 'int8'); fastee.ops.compact(torch.ones(32, dtype=torch.bool))\n"
+        "small = len(os.listdir('/proc/self/task'))\nfastee.ops.quantize_rows(large, 'int8')\n"
+        "print(small - before, len(os.listdir('/proc/self/task')) - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.split() == ["0", "3"], run.stdout
+
+
+@pytest.mark.parametrize(("count", "error", "text"), [(-1, ValueError, "count must lie in [0, 1024], got -1"), (1025, ValueError, "got 1025"), (2.0, TypeError, "must be an int, got float"), (True, TypeError, "got bool")])
+def test_wrong_counts_are_refused(count, error, text):
+    with pytest.raises(error) as caught:
+        native.set_num_threads(count)
+    assert text in str(caught.value)
+
+
+def test_the_environment_sets_the_count():
+    def ask(value):
+        code = "import fastee; fastee.ops.compact; print(fastee.native.get_num_threads())"
+        return subprocess.run([sys.executable, "-c", code], env={**os.environ, "FASTEE_NUM_THREADS": value}, capture_output=True, text=True, timeout=120)
+
+    assert ask("3").stdout.strip() == "3"
+    for wrong in ("0", "many", "99999"):
+        run = ask(wrong)
+        assert run.returncode != 0 and f"FASTEE_NUM_THREADS must be a number from 1 to 1024, got '{wrong}'" in run.stderr
