@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick dev build lint sanitize bench plots test-gpu bench-gpu clean
+.PHONY: demo test quick dev build lint sanitize test-neon fuzz bench plots test-gpu bench-gpu clean
 .DEFAULT_GOAL := build
 
 $(VENV)/.installed: requirements.txt pyproject.toml setup.py
@@ -39,6 +39,20 @@ lint: $(VENV)/.installed
 sanitize: $(VENV)/.installed ## the C++ tests under ASan + UBSan, then TSan
 	for p in asan tsan; do PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset $$p && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset $$p \
 	  && ctest --test-dir build-$$p --output-on-failure || exit 1; done
+
+test-neon: $(VENV)/.installed ## the C++ tests built for 64-bit ARM, run under qemu-user (apt-get install g++-aarch64-linux-gnu qemu-user)
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset neon && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset neon && ctest --test-dir build-neon --output-on-failure
+
+SECONDS ?= 30
+FUZZCXX := $(firstword $(foreach c,clang++ clang++-20 clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14,$(shell command -v $(c))))
+fuzz: $(VENV)/.installed ## every libFuzzer target for SECONDS=30 each (apt-get install clang libclang-rt-dev)
+ifeq ($(FUZZCXX),)
+	@echo "fuzz: skipped: no clang++ found (Debian: apt-get install clang-14 libclang-rt-14-dev)"
+else
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset fuzz -DCMAKE_CXX_COMPILER=$(FUZZCXX) && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset fuzz
+	for f in build-fuzz/fuzz_*; do test -x $$f || continue; mkdir -p build-fuzz/corpus/$${f##*/fuzz_}; \
+	  $$f -max_total_time=$(SECONDS) -timeout=10 -print_final_stats=1 -artifact_prefix=build-fuzz/ build-fuzz/corpus/$${f##*/fuzz_} || exit 1; done
+endif
 
 bench: build
 	$(PY) -m benchmarks run $(or $(OPS),exit_step attach scheduler) $(ARGS)
