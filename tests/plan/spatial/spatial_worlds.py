@@ -6,7 +6,7 @@ from fastee.planning.spatial import NetBuilder
 
 
 def random_net(rng: random.Random, max_h: int = 24):
-    """A small net of convolutions, poolings, and now and then a residual block."""
+    """A small net of convolutions, poolings, and now and then a residual or branching block."""
     while True:
         try:
             b = NetBuilder("random", rng.randint(6, max_h), rng.randint(1, 8))
@@ -17,6 +17,9 @@ def random_net(rng: random.Random, max_h: int = 24):
                 elif what < 0.7:
                     k = rng.randint(2, 3)
                     b.pool(k, rng.randint(1, 3), rng.randint(0, k // 2), rng.random() < 0.5)
+                elif what < 0.85:  # branches of different reach, the narrow one read last on the way back
+                    x = b.last
+                    b.cat(b.conv(3, 1, source=x), b.conv(2, 5, padding=2, source=x))
                 else:
                     c, x = b.shapes[b.last][0], b.last
                     b.add(x, b.conv(c, 3, padding=1, source=b.conv(c, 1, source=x)))
