@@ -1,0 +1,116 @@
+"""pack_planes, unpack_planes: bit for bit back, the same bytes from everybody, and no crash on any bytes."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastee import ops, reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [0, 1, 7, 63, 64, 65, 1023, 1024, 1025, 5000]
+
+
+@pytest.fixture
+def way(way):
+    if way == "numba":
+        pytest.skip("no numba backend for this op")
+    return way
+
+
+def bits(x):
+    return x.reshape(-1).view(torch.int32 if x.dtype == torch.float32 else torch.int16)
+
+
+def any_bits(count, dtype, seed=0):
+    raw = torch.randint(0, 256, (count * dtype.itemsize,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return raw.view(dtype)
+
+
+def activations(count, dtype):
+    x = torch.randn(count, generator=torch.Generator().manual_seed(1))
+    x[::5] = 0.0
+    x[3::97] *= 1e-6  # escapes
+    return x.relu().to(dtype) if count % 2 else x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_are_those_of_the_definition_and_come_back(way, size, dtype):
+    for x in (activations(size, dtype), any_bits(size, dtype), torch.zeros(size, dtype=dtype)):
+        p = ops.pack_planes(x, backend=way)
+        assert torch.equal(p.data, reference.pack_planes(x))
+        back = ops.unpack_planes(p, backend=way)
+        assert back.dtype == dtype and torch.equal(bits(back), bits(x))
+        assert torch.equal(bits(reference.unpack_planes(p.data)), bits(x))
+
+
+def test_one_packs_another_unpacks(every_isa):
+    for dtype in DTYPES:
+        x = torch.cat([activations(3000, dtype), any_bits(1500, dtype)])
+        packed = every_isa(lambda x=x: ops.pack_planes(x).data)
+        for _, data in packed:
+            assert torch.equal(data, packed[0][1])
+            for isa, back in every_isa(lambda data=data: ops.unpack_planes(data)):
+                assert torch.equal(bits(back), bits(x)), isa
+
+
+def test_shapes_ranges_and_strides(way):
+    x = activations(6 * 700, torch.bfloat16).view(6, 700)
+    p = ops.pack_planes(x, backend=way)
+    assert p.nbytes == p.data.numel() and torch.equal(ops.unpack_planes(p, backend=way), x)
+    for start, stop in ((0, 1), (1000, 1030), (1024, 2048), (4199, 4200), (17, 17), (0, 4200)):
+        assert torch.equal(bits(ops.unpack_planes(p.data, start, stop, backend=way)), bits(x)[start:stop])
+    assert torch.equal(ops.unpack_planes(ops.pack_planes(x.t(), backend=way), backend=way), x.t())
+    assert ops.unpack_planes(ops.pack_planes(torch.tensor(1.5), backend=way), backend=way).shape == ()
+
+
+def test_it_shrinks_what_looks_like_activations_and_nothing_grows_by_much():
+    x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
+    for dtype, most in ((torch.bfloat16, 0.72), (torch.float32, 0.87), (torch.float16, 0.92)):
+        assert ops.pack_planes(x.relu().to(dtype)).nbytes < most * x.numel() * dtype.itemsize
+    noise = any_bits(1 << 16, torch.bfloat16)
+    assert ops.pack_planes(noise).nbytes < 1.011 * noise.nbytes
+
+
+@given(st.binary(max_size=3000), st.sampled_from(DTYPES))
+@settings(max_examples=50, deadline=None)
+def test_any_bits_survive(raw, dtype):
+    x = torch.frombuffer(bytearray(raw + bytes(4 - len(raw) % 4)), dtype=dtype)
+    p = ops.pack_planes(x)
+    assert torch.equal(bits(ops.unpack_planes(p)), bits(x)) and torch.equal(p.data, reference.pack_planes(x))
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_damaged_bytes_never_crash(data):
+    good = ops.pack_planes(activations(1500, data.draw(st.sampled_from(DTYPES)))).data.clone()
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, min(len(good) - 1, data.draw(st.sampled_from([40, 10_000])))))] = data.draw(st.integers(0, 255))
+    bad = good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good
+    results = []
+    for backend in ("cpu", "reference"):
+        try:
+            results.append(bits(ops.unpack_planes(bad, backend=backend)))
+        except ValueError as why:
+            assert str(why).startswith("unpack_planes: data holds no packed planes")
+            results.append(None)
+    assert (results[0] is None) == (results[1] is None) and (results[0] is None or torch.equal(*results))
+
+
+def test_bad_input():
+    p = ops.pack_planes(torch.zeros(2000))
+    for call, error, message in (
+        (lambda: ops.pack_planes(torch.zeros(3).double()), TypeError, "pack_planes: h must be float32 or bfloat16 or float16 [...], got float64 [3]"),
+        (lambda: ops.unpack_planes(b"FPLN"), TypeError, "unpack_planes: p must be a PackedPlanes or a uint8 tensor [n], got bytes b'FPLN'"),
+        (lambda: ops.unpack_planes(p.data.view(2, -1)), ValueError, "unpack_planes: data must be uint8 [n], got uint8 [2"),
+        (lambda: ops.unpack_planes(p._replace(shape=(3,))), ValueError, "unpack_planes: p.shape must hold the 2000 packed values, got [3]"),
+        (lambda: ops.unpack_planes(p, 5, 2001), ValueError, "unpack_planes: start and stop must lie in order within the 2000 packed values, got 5 and 2001"),
+        (lambda: ops.unpack_planes(p.data[:-8]), ValueError, "unpack_planes: data holds no packed planes: "),
+        (lambda: ops.unpack_planes(p.data[:3]), ValueError, "unpack_planes: data holds no packed planes: "),
+        (lambda: ops.unpack_planes(p.data.flip(0)), ValueError, "unpack_planes: data holds no packed planes: "),
+    ):
+        with pytest.raises(error, match="^" + re.escape(message)):
+            call()
