@@ -255,6 +255,7 @@ def plan_spatial(net: Net, devices: Sequence[Device | str], links, *, method: st
     one rate per provider, or `Links`. `method`: see `SpatialPlanner.plan`, which also names the other options (`effort`, `budget`,
     `candidates`, and those of OSDS). DistrEdge (arXiv 2202.01699), algorithms reconstructed.
 
+    >>> from fastee.planning.spatial import vgg16
     >>> plan = plan_spatial(vgg16(64), ["xavier", "nano", "nano"], "50mbit 0ms", effort=100_000)
     >>> plan.latency <= min(plan.compared.values())
     True
