@@ -59,7 +59,7 @@ class DifficultyTrace:
         """Made up: a sample of difficulty q in (0, 1) is right at exit e where q < accuracy[e], and the score is a noisy function of the
         margin accuracy[e] - q, in (0, 1). Right at a shallow exit therefore mostly means right at a deep one, and surer means right more often.
 
-        Labels are of 10 classes; deltas and gates follow the scores; the pools cut difficulty in thirds.
+        Labels are of 10 classes; deltas and gates follow the scores; pools are the thirds of a noisy difficulty, right for 56 % of the samples.
         """
         accuracy = np.asarray(accuracy, np.float64)
         if accuracy.ndim != 1 or not len(accuracy) or not ((accuracy > 0) & (accuracy < 1)).all():
@@ -73,7 +73,7 @@ class DifficultyTrace:
         wrong = (truth[:, None] + rng.integers(1, 10, (rows, len(accuracy)))) % 10
         label = np.where(correct, truth[:, None], wrong)[:, :-1]
         delta = np.clip(1.2 * (1 - score) + 0.05 * rng.normal(size=score.shape), 0, 1.4)
-        return cls(score, correct, gate=score.copy(), delta=delta, label=label, pool=np.minimum(2, (3 * q).astype(np.int64)))
+        return cls(score, correct, gate=score.copy(), delta=delta, label=label, pool=np.clip(3 * (q + 0.35 * rng.normal(size=rows)), 0, 2).astype(np.int64))
 
     @classmethod
     def record(cls, net, loader) -> DifficultyTrace:
