@@ -51,6 +51,10 @@ BAD = [
     (lambda: ops.quantize_rows(x, "int7"), ValueError, "quantize_rows: format must be one of int8, int4, fp8_e4m3, bf16, got 'int7', did you mean 'int8'?"),
     (lambda: ops.quantize_rows(x, group=7), ValueError, "quantize_rows: group must divide the 128 elements of a row, got 7"),
     (lambda: ops.quantize_rows(x, group=2.5), TypeError, "quantize_rows: group must be None or an int, got float 2.5"),
+    (lambda: ops.quantize_rows(x, "bf16", 4), ValueError, "quantize_rows: group must be None for bf16, which has no scales, got 4"),
+    (lambda: ops.dequantize_rows(ops.QuantizedRows(torch.zeros(2, 4, dtype=torch.uint8), torch.zeros(2), "int4")), ValueError, "dequantize_rows: q.shape must be the shape of the rows for int4, got None"),
+    (lambda: ops.dequantize_rows(ops.QuantizedRows(torch.zeros(2, 4, dtype=torch.uint8), torch.zeros(2), "int4", None, (2, 9))), ValueError, "dequantize_rows: data must be that of int4 rows of shape [2, 9], got uint8 [2, 4]"),
+    (lambda: ops.dequantize_rows(ops.QuantizedRows(torch.zeros(2, 4, dtype=torch.int8), torch.zeros(2), "fp8_e4m3")), TypeError, "dequantize_rows: data must be float8_e4m3fn [B, ...], got int8 [2, 4]"),
     (lambda: ops.dequantize_rows(x), TypeError, "dequantize_rows: q must be a QuantizedRows, got float32 [2, 8, 4, 4]"),
     (lambda: ops.dequantize_rows(ops.QuantizedRows(torch.zeros(2, 4, dtype=torch.int8), torch.zeros(3))), ValueError, "dequantize_rows: scale must be [2] for data int8 [2, 4] and group None, got float32 [3]"),
 ]  # fmt: skip

@@ -139,3 +139,100 @@ def test_quantize_any_row(values):
     q = ops.quantize_rows(x)
     data, scale = reference.quantize_rows(x)
     assert torch.equal(q.data, data) and torch.equal(q.scale, scale)
+
+
+FORMATS = ("int4", "fp8_e4m3", "bf16")
+
+
+@pytest.fixture
+def format_way(way):
+    if way == "numba":
+        pytest.skip("numba has int8")
+    return way
+
+
+def same_rows(q, x, format, group=None):
+    data, scale = reference.quantize_rows(x, format, group)
+    assert q.format == format and q.shape == tuple(x.shape) and q.data.dtype == data.dtype and q.data.shape == data.shape
+    assert torch.equal(q.data.view(torch.uint8), data.view(torch.uint8)) and torch.equal(q.scale.nan_to_num(-1), scale.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape,group", [((0, 5), None), ((3, 0), None), ((6,), None), ((4, 1), None), ((3, 7), None), ((2, 15), 5), ((2, 33), 11), ((5, 16), 4), ((2, 3, 341), 341), ((3, 2049), None), ((2, 64, 96), 64)])
+def test_formats_are_bit_equal_to_the_definition(format_way, format, shape, group):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 10.0
+    for rows in (x, x.relu(), x.neg() * 1e-40, x * 1e37):
+        group = None if format == "bf16" else group
+        q = ops.quantize_rows(rows, format, group, backend=format_way)
+        same_rows(q, rows, format, group)
+        back = ops.dequantize_rows(q, backend=format_way)
+        want = reference.dequantize_rows(q.data, q.scale, group, format, q.shape)
+        assert back.shape == x.shape and torch.equal(back.view(torch.int32), want.view(torch.int32))
+
+
+@pytest.mark.parametrize("format,step", [("int4", 1 / 14), ("fp8_e4m3", 1 / 16), ("bf16", 1 / 256)])
+def test_formats_stay_within_half_a_step(format_way, format, step):
+    x = torch.randn(20, 333, generator=torch.Generator().manual_seed(4))
+    q = ops.quantize_rows(x, format, backend=format_way)
+    error = (ops.dequantize_rows(q, backend=format_way) - x).abs()
+    assert (error <= step * (x.abs().amax(1, keepdim=True) if format == "int4" else x.abs()) * 1.0001 + 2.0**-9 * q.scale.sum()).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_at_the_edges(format_way, format):
+    x = torch.ones(8, 21)
+    x[0] = 0
+    x[0, ::2] = -0.0
+    x[1, 3], x[2, 20], x[3, 0] = math.nan, math.inf, -math.inf
+    x[4] = 1e-39
+    x[5], x[6] = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+    x[7] = torch.linspace(-500, 448, 21)
+    same_rows(q := ops.quantize_rows(x, format, backend=format_way), x, format)
+    back = ops.dequantize_rows(q, backend=format_way)
+    if format != "bf16":
+        assert back[1:4].isnan().all() and back[4:].isfinite().all() and q.scale[0] == 0
+    want = reference.dequantize_rows(q.data, q.scale, None, format, q.shape)
+    assert torch.equal(back.view(torch.int32)[4:], want.view(torch.int32)[4:]) and torch.equal(back.isnan(), want.isnan())
+
+
+def test_int4_layout():
+    q = ops.quantize_rows(torch.tensor([[1.0, -7.0, 3.0]]), "int4")
+    assert q.data.tolist() == [[1 | (16 - 7) << 4, 3]] and q.scale.tolist() == [1.0] and q.nbytes == 6
+
+
+def test_bf16_rounds_every_tie_to_even_and_quiets_nan(every_isa):
+    high = torch.arange(0, 1 << 16, dtype=torch.int32) << 16
+    x = torch.cat([high + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).view(torch.float32).view(-1, 1 << 12)
+    for isa, q in every_isa(lambda: ops.quantize_rows(x, "bf16", backend="cpu")):
+        ours = q.data.view(torch.int16)
+        assert torch.equal(ours[~x.isnan()], x.bfloat16().view(torch.int16)[~x.isnan()]), isa
+        assert torch.equal(ours[x.isnan()].int() & 0xFFFF, (x.view(torch.int32)[x.isnan()] >> 16 | 0x40) & 0xFFFF), isa
+
+
+def test_every_fp8_code_comes_back(every_isa):
+    codes = torch.arange(256, dtype=torch.uint8)
+    q = ops.QuantizedRows(codes.view(torch.float8_e4m3fn)[None], torch.ones(1), "fp8_e4m3", None, (1, 256))
+    values = codes.view(torch.float8_e4m3fn).float()
+    for isa, back in every_isa(lambda: ops.dequantize_rows(q, backend="cpu")):
+        assert torch.equal(back[0].nan_to_num(999.0), values.nan_to_num(999.0)) and torch.equal(back[0].signbit(), values.signbit()), isa
+    grid = torch.cat([values[:127], values[128:255]])
+    between = torch.cat([grid, (grid[:-1] + grid[1:]) / 2, grid * 1.01])[None]  # the grid, its midpoints, values beside it
+    row = torch.cat([between.clamp(-448, 448), torch.full((1, 1), 448.0)], 1)  # the scale is 1
+    for isa, q in every_isa(lambda: ops.quantize_rows(row, "fp8_e4m3", backend="cpu")):
+        assert q.scale.item() == 1.0 and torch.equal(q.data.view(torch.uint8), row.to(torch.float8_e4m3fn).view(torch.uint8)), isa
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=60), st.sampled_from(FORMATS))
+@settings(max_examples=50, deadline=None)
+def test_any_row_in_any_format(values, format):
+    x = torch.tensor([values, values[::-1]], dtype=torch.float32)
+    same_rows(ops.quantize_rows(x, format), x, format)
+
+
+def test_compact_touches_nothing_else(every_isa):
+    for size in (0, 5, 16, 17, 40, 1000):
+        mask = torch.rand(size, generator=torch.Generator().manual_seed(size)) < 0.5
+        for isa, (index, count) in every_isa(lambda mask=mask: ops.compact(mask.repeat_interleave(3)[::3])):  # strided flags
+            assert_compacted(index, count, mask)
+        for isa, (index, count) in every_isa(lambda mask=mask: ops.compact(mask)):
+            assert torch.equal(index, reference.compact(mask).index) and count == int(mask.sum()), isa

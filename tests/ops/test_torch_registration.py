@@ -18,8 +18,12 @@ CHECKS = {
     "compact": [(torch.tensor([True, False, True]),)],
     "gather_rows": [(x, torch.tensor([1, 0]))],
     "scatter_rows": [(torch.zeros(4, 2), torch.tensor([1, 0]), torch.ones(2, 2))],
-    "quantize_rows": [(x, "int8", None), (x, "int8", 16)],
-    "dequantize_rows": [(torch.ones(2, 8, dtype=torch.int8), torch.ones(2, 2), 4)],
+    "quantize_rows": [(x, "int8", None), (x, "int8", 16), (x, "int4", 16), (x, "fp8_e4m3", None), (x, "bf16", None)],
+    "dequantize_rows": [
+        (torch.ones(2, 8, dtype=torch.int8), torch.ones(2, 2), 4),
+        (torch.ones(2, 4, dtype=torch.uint8), torch.ones(2), None, "int4", (2, 7)),
+    ],
+    "unpack_planes": [(ops.pack_planes(x).data, list(x.shape), torch.float32)],
 }
 
 
@@ -61,3 +65,8 @@ def test_exports():
     program = torch.export.export(Head(), (x,))
     assert any("fastee" in str(node.target) for node in program.graph.nodes)
     assert torch.equal(program.module()(x)[1], ops.exit_step(x, w, b, threshold=0.5).index)
+
+
+def test_pack_planes_has_as_many_bytes_as_it_needs_in_a_graph():
+    """opcheck's autograd test compares fakes of unknown size, so the schema and the fake are checked here."""
+    torch.library.opcheck(torch.ops.fastee.pack_planes.default, (x,), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
