@@ -1,5 +1,7 @@
 """The C++ core and its plain-Python twin answer every question alike, bit for bit, for every policy."""
 
+import os
+
 import numpy as np
 import pytest
 from sched_worlds import play, random_arguments
@@ -38,10 +40,11 @@ def worlds(policy: str, seeds: range, events: int) -> set[str]:
 def test_twin_equals_core_in_random_worlds(policy):
     # a comparison in which nothing happens proves nothing
     wanted = EVERYBODY | ({"waited", "refused_queue"} if policy == "mdi_exit" else set())
-    assert wanted <= worlds(policy, range(WORLDS), 80)
+    assert wanted <= worlds(policy, range(WORLDS), 60)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("FASTEE_SLOW") != "1", reason="a minute of random worlds: FASTEE_SLOW=1 runs them")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_twin_equals_core_in_a_thousand_worlds(policy):
     worlds(policy, range(1000, 2000), 30)
