@@ -138,7 +138,7 @@ def doctor() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    needed = ("torch", "numpy", "safetensors", "msgspec", "pyzmq", "google-crc32c", "cloudpickle", "rich", "typer", "matplotlib", "jinja2")
+    needed = ("torch", "numpy", "numba", "safetensors", "msgspec", "pyzmq", "google-crc32c", "cloudpickle", "rich", "typer", "matplotlib", "jinja2")
     versions = {name: version(name) for name in needed}
     problems = [{"what": f"{part} is missing", "why": why, "repair": native.REPAIR} for part, why in native.reason.items()]
     problems += [{"what": f"{n} is missing", "why": "not installed", "repair": f"pip install {n}"} for n, v in versions.items() if v is None]

@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library
+from . import _check, _cpu, _library, _numba
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,11 +70,34 @@ def _reference_unpack(data, dtype, shape, first, count):
     return flat if shape is None else flat.view(shape)
 
 
+def _numba_pack(h):
+    kind, count = TYPES.index(h.dtype), h.numel()
+    values = _numba.flat(h.contiguous(), torch.int32 if kind == 0 else torch.int16).view("u4" if kind == 0 else "u2").astype(np.uint32, copy=False)
+    blocks = -(-count // 1024)
+    start = 16 + (4 * (blocks + 1) + 7) // 8 * 8
+    out = np.zeros(start + 24 * blocks + count * h.element_size(), np.uint8)
+    out[:8], out[8:16].view("<i8")[0] = (*b"FPLN", 1, kind, 0, 0), count
+    size = _numba.kernel("pack_planes")(values, kind, out[16 : 16 + 4 * (blocks + 1)].view("<u4"), out[start:])
+    return torch.from_numpy(out[: start + size].copy())
+
+
+def _numba_unpack(data, dtype, shape, first, count):
+    raw = data.numpy()
+    kind, total, offsets, start = reference.read_planes_header(memoryview(raw))
+    out = np.empty(count, np.uint32)
+    damaged = _numba.kernel("pack_planes", "unpack_planes")(raw[start:], offsets, kind, total, first, count, out)
+    if damaged >= 0:
+        raise ValueError(f"unpack_planes: data holds no packed planes: block {damaged} is damaged")
+    bits = out.view(np.int32) if kind == 0 else out.astype(np.uint16).view(np.int16)
+    return torch.from_numpy(bits).view(dtype).view(-1 if shape is None else shape)
+
+
 _pack = dispatch.register(
     dispatch.Op(
         "pack_planes",
         (
             dispatch.Backend("cpu", lambda h: native.hot.pack_planes(h.detach().contiguous()), _cpu.elsewhere),
+            dispatch.Backend("numba", _numba_pack, _numba.elsewhere, lambda h: _numba.not_ready("pack_planes")),
             dispatch.Backend("reference", lambda h: reference.pack_planes(h.cpu())),
         ),
         _check_pack,
@@ -82,7 +106,11 @@ _pack = dispatch.register(
 _unpack = dispatch.register(
     dispatch.Op(
         "unpack_planes",
-        (dispatch.Backend("cpu", _run_unpack, lambda *a: _cpu.missing()), dispatch.Backend("reference", _reference_unpack)),
+        (
+            dispatch.Backend("cpu", _run_unpack, lambda *a: _cpu.missing()),
+            dispatch.Backend("numba", _numba_unpack, _numba.elsewhere, lambda *a: _numba.not_ready("pack_planes")),
+            dispatch.Backend("reference", _reference_unpack),
+        ),
         _check_unpack,
     )
 )
