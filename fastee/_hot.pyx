@@ -375,8 +375,47 @@ cdef class HeadResult:
         return f"HeadResult(label={self.label}, confidence={self.confidence}, exits={self.exits}{tail})"
 
 
-def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step):
+cdef class PackResult(HeadResult):
+    """`HeadResult` of exit_pack: ``.wire`` uint8 [nbytes], the survivors' scales and then their data, and ``.packed``, the same as rows."""
+    cdef readonly object wire, format, group
+    cdef tuple _shape, _row  # of a source row, and of its data
+    cdef object _dtype, _rows_type, _packed
+
+    @property
+    def packed(self):
+        if self._packed is None:
+            groups = 0 if self.format == "bf16" else 1 if self.group is None else max(1, self._numel() // self.group)
+            at = 4 * groups * self.count
+            scale = self.wire[:at].view(torch.float32)
+            if groups and self.group is not None:
+                scale = scale.view(self.count, groups)
+            data = self.wire[at:].view(self._dtype).view(self.count, *self._row)
+            self._packed = self._rows_type(data, scale, self.format, self.group, (self.count, *self._shape))
+        return self._packed
+
+    cdef int64_t _numel(self):
+        cdef int64_t n = 1
+        for size in self._shape:
+            n *= size
+        return n
+
+
+cdef dict _WIRE_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16}
+
+
+def exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, str format, group, rows_type):
+    """Run one exit and pack who stays into one buffer; None when the C ABI refuses the arguments."""
+    if format not in _FORMATS or (group is not None and type(group) is not int):
+        return None
+    return exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, True, (format, group, rows_type))
+
+
+def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step, tuple packing=None):
     """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why)."""
+    cdef View vb_
+    cdef PackResult packed
+    cdef int64_t row, groups, capacity, offset = 0, nbytes = 0, group = 0
+    cdef int code
     cdef View vx, vw, vb, vnw, vnb, vm, vs
     cdef fastee_head head
     cdef fastee_head_out out
@@ -413,7 +452,7 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         return None
     head.weight = &vw.t
     rows = vx.t.shape[0]
-    r = HeadResult.__new__(HeadResult)
+    r = HeadResult.__new__(HeadResult) if packing is None else PackResult.__new__(PackResult)
     r.rows, r.classes = rows, vw.t.shape[0]
     # int64 label, int64 index, 5 x float, logits, uint8 exits
     size = 8 * rows
@@ -438,6 +477,24 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     out.exits = <uint8_t*> (p + r.at_exits)
     out.index = <int64_t*> (p + r.at_index) if step else NULL
     out.count = &count if step else NULL
+    if packing is not None:
+        packed = <PackResult> r
+        packed.format, packed.group, packed._rows_type = packing
+        packed._shape, packed._dtype = tuple(x.shape[1:]), _WIRE_DTYPES[packed.format]
+        code, group, row = _FORMATS[packed.format], packed.group or 0, packed._numel()
+        if packed.group is not None and (group <= 0 or row % group):
+            return None
+        packed._row = ((row + 1) // 2,) if code == 1 else packed._shape
+        groups = 0 if code == 3 else row // group if group and row else 1
+        capacity = rows * (4 * groups + ((row + 1) // 2 if code == 1 else 2 * row if code == 3 else row))
+        buffer = torch.empty(capacity, dtype=torch.uint8)
+        view(buffer, &vb_)
+        with nogil:
+            status = fastee_exit_pack(&vx.t, &head, code, group, &out, vb_.t.data, capacity, &offset, &nbytes, NULL)
+        if status != 0:
+            return None
+        packed.wire, r.count = buffer[offset:offset + nbytes], count
+        return r
     # Taking and releasing the GIL costs about 60 ns: not worth it below some 5 us of work.
     if rows * vw.t.shape[0] * vw.t.shape[1] > 200000:
         with nogil:

@@ -27,6 +27,18 @@ class ExitStepResult(NamedTuple):
     logits: Tensor | None = None
 
 
+class ExitPackResult(NamedTuple):
+    label: Tensor
+    confidence: Tensor
+    exits: Tensor
+    stats: RowStats
+    index: Tensor
+    count: int | Tensor
+    wire: Tensor  # uint8 [nbytes]: the survivors' scales, then their data
+    packed: QuantizedRows  # the same bytes as rows
+    logits: Tensor | None = None
+
+
 class CompactResult(NamedTuple):
     index: Tensor
     count: int | Tensor
