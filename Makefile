@@ -49,9 +49,9 @@ fuzz: $(VENV)/.installed ## every libFuzzer target for SECONDS=30 each (apt-get 
 ifeq ($(FUZZCXX),)
 	@echo "fuzz: skipped: no clang++ found (Debian: apt-get install clang-14 libclang-rt-14-dev)"
 else
-	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset fuzz -DCMAKE_CXX_COMPILER=$(FUZZCXX) && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset fuzz
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset fuzz -DCMAKE_CXX_COMPILER=$(FUZZCXX) && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset fuzz --target fuzzers
 	for f in build-fuzz/fuzz_*; do test -x $$f || continue; mkdir -p build-fuzz/corpus/$${f##*/fuzz_}; \
-	  $$f -max_total_time=$(SECONDS) -timeout=10 -print_final_stats=1 -artifact_prefix=build-fuzz/ build-fuzz/corpus/$${f##*/fuzz_} || exit 1; done
+	  $$f -max_total_time=$(SECONDS) -timeout=10 -max_len=8192 -print_final_stats=1 -artifact_prefix=build-fuzz/ build-fuzz/corpus/$${f##*/fuzz_} || exit 1; done
 endif
 
 bench: build
