@@ -7,9 +7,10 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
-from . import _check, _cpu, _library
-from ._head import RULE, dequantized, layout
-from .quantize_rows import DTYPES, _check_quantize
+from . import _check, _cpu, _library, _numba
+from ._head import RULE, dequantized, layout, numba_declines
+from .exit_step import _op as _step
+from .quantize_rows import DTYPES, _check_quantize, _quantize
 from .results import ExitPackResult, QuantizedRows
 
 _direct = dispatch.direct("exit_pack")
@@ -41,6 +42,19 @@ def _run_cpu(*args):
     return result
 
 
+def _run_numba(x, weight, *rest):
+    *rule, logits, format, group = rest
+    step = dispatch.choose(_step, (x, weight, *rule), {}, "numba").run(x, weight, *rule)
+    rows = x.detach().index_select(0, step.index[: step.count])
+    packed = dispatch.choose(_quantize, (rows, format, group), {}, "numba").run(rows, format, group)
+    wire = torch.cat([part.reshape(-1).view(torch.uint8) for part in (packed.scale, packed.data)])
+    return ExitPackResult(*step[:6], wire, packed, step.logits if logits else None)
+
+
+def _numba_yields(x, weight, *rest):
+    return _numba.not_ready("exit_head") or _numba.not_ready("quantize_rows") or _numba.large(x, weight)
+
+
 def _run_reference(x, weight, *rest):
     *rule, logits, format, group = rest
     step, wire, data, scale = reference.exit_pack(x, dequantized(weight), *rule, format=format, group=group)
@@ -50,7 +64,15 @@ def _run_reference(x, weight, *rest):
 
 
 _op = dispatch.register(
-    dispatch.Op("exit_pack", (dispatch.Backend("cpu", _run_cpu, _cpu_declines), dispatch.Backend("reference", _run_reference)), _check_args)
+    dispatch.Op(
+        "exit_pack",
+        (
+            dispatch.Backend("cpu", _run_cpu, _cpu_declines),
+            dispatch.Backend("numba", _run_numba, lambda *args: numba_declines(*args[:9]), _numba_yields),
+            dispatch.Backend("reference", _run_reference),
+        ),
+        _check_args,
+    )
 )
 
 

@@ -10,13 +10,6 @@ from fastee import ops
 FORMATS = ("int8", "int4", "fp8_e4m3", "bf16")
 
 
-@pytest.fixture
-def way(way):
-    if way == "numba":
-        pytest.skip("no numba backend for this op")
-    return way
-
-
 def same(out, x, step, format, group):
     q = ops.quantize_rows(ops.gather_rows(x, step.index[: step.count]), format, group)
     assert out.count == step.count and torch.equal(out.index, step.index) and torch.equal(out.exits, step.exits) and torch.equal(out.label, step.label)

@@ -19,8 +19,7 @@ def run(code):
 
 def test_every_op_has_the_backend_and_says_when_it_yields():
     for op in dispatch._ops.values():
-        if op.name != "exit_pack":  # fused for the wire; the unfused ops have it
-            assert "numba" in [b.name for b in op.backends], op.name
+        assert "numba" in [b.name for b in op.backends], op.name
     x = torch.randn(64, 8, 64, 64)
     told = dict(fastee.explain("exit_step", x, torch.randn(3, 8)).rows)["numba"]
     assert told.startswith("able, but passed over: ")
