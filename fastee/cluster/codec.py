@@ -17,12 +17,13 @@ Carry = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to pack a tensor: ``accepts`` says whether it applies, ``size`` the packed bytes for (dtype, shape)."""
+    """One way to pack a tensor: ``accepts`` says whether it applies, ``size`` the packed bytes for (dtype, shape), None where they depend on the
+    values (``unpack`` then checks them itself)."""
 
     id: int
     name: str
     accepts: Callable[[torch.Tensor], bool]
-    size: Callable[[torch.dtype, tuple[int, ...]], int]
+    size: Callable[[torch.dtype, tuple[int, ...]], int | None]
     pack: Callable[[torch.Tensor], list[Any]]
     unpack: Callable[[memoryview, TensorEntry], torch.Tensor]
 
@@ -78,17 +79,52 @@ def _unpack_raw(view: memoryview, entry: TensorEntry) -> torch.Tensor:
     return _load(view, entry.dtype, entry.shape)
 
 
-def _pack_int8(x: torch.Tensor) -> list[Any]:
+def _quantized(number: int, format: str, data_dtype: torch.dtype, row_bytes: Callable[[int], int]) -> Codec:
+    """Return the codec of a format of `fastee.ops.quantize_rows`: the rows' fp32 scales (not for bf16), then their data."""
+    scale_bytes = 0 if format == "bf16" else 4
+
+    def size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+        return shape[0] * (scale_bytes + row_bytes(_numel(shape[1:])))
+
+    def pack(x: torch.Tensor) -> list[Any]:
+        from fastee import ops
+
+        q = ops.quantize_rows(x.float(), format)
+        return [_bytes_of(q.scale), _bytes_of(q.data)]
+
+    def unpack(view: memoryview, entry: TensorEntry) -> torch.Tensor:
+        from fastee import ops
+
+        rows, row = entry.shape[0], _numel(entry.shape[1:])
+        scale = _load(view[: scale_bytes * rows], torch.float32, (rows if scale_bytes else 0,))
+        data = _load(view[scale_bytes * rows :], data_dtype, (rows, row_bytes(row) // data_dtype.itemsize))
+        return ops.dequantize_rows(ops.QuantizedRows(data, scale, format, None, (rows, row))).to(entry.dtype).view(entry.shape)
+
+    # Under 8 values a row the 4-byte scale eats the gain; integers and masks must stay exact.
+    return Codec(number, format, lambda x: x.is_floating_point() and 2 <= x.ndim <= 8 and x.numel() >= 8 * x.shape[0] > 0, size, pack, unpack)
+
+
+def _pack_planes(x: torch.Tensor) -> list[Any]:
     from fastee import ops
 
-    q = ops.quantize_rows(x.float(), "int8")
-    return [_bytes_of(q.scale.float().contiguous()), _bytes_of(q.data.contiguous())]
+    return [ops.pack_planes(x).data.numpy()]
 
 
-def _unpack_int8(view: memoryview, entry: TensorEntry) -> torch.Tensor:
-    rows = entry.shape[0]
-    scale = _load(view[: 4 * rows], torch.float32, (rows,) + (1,) * (len(entry.shape) - 1))
-    return (_load(view[4 * rows :], torch.int8, entry.shape).float() * scale).to(entry.dtype)
+def _unpack_planes(view: memoryview, entry: TensorEntry) -> torch.Tensor:
+    from fastee import ops
+
+    if entry.dtype not in PLANES_DTYPES:
+        raise FrameError(f"frame: {entry.dtype} cannot be packed as planes")
+    data = _load(view, torch.uint8, (view.nbytes,))
+    if view.nbytes < 16 or int.from_bytes(view[8:16], "little") != entry.numel:
+        raise FrameError(f"frame: the planes do not hold the {entry.numel} values of shape {entry.shape}")
+    try:
+        flat = ops.unpack_planes(data)
+    except ValueError as why:
+        raise FrameError(f"frame: {why}") from None
+    if flat.dtype != entry.dtype:
+        raise FrameError(f"frame: the planes hold {flat.dtype}, the table says {entry.dtype}")
+    return flat.view(entry.shape)
 
 
 RAW = register(
@@ -101,15 +137,19 @@ RAW = register(
         unpack=_unpack_raw,
     )
 )
-INT8 = register(
+INT8 = register(_quantized(1, "int8", torch.int8, lambda row: row))
+INT4 = register(_quantized(2, "int4", torch.uint8, lambda row: (row + 1) // 2))
+FP8_E4M3 = register(_quantized(3, "fp8_e4m3", torch.float8_e4m3fn, lambda row: row))
+BF16 = register(_quantized(4, "bf16", torch.bfloat16, lambda row: 2 * row))
+PLANES_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PLANES = register(
     Codec(
-        1,
-        "int8",
-        # Under 8 values a row the 4-byte scale eats the gain; integers and masks must stay exact.
-        accepts=lambda x: x.is_floating_point() and x.ndim >= 2 and x.numel() >= 8 * x.shape[0] > 0,
-        size=lambda dtype, shape: 4 * shape[0] + _numel(shape),
-        pack=_pack_int8,
-        unpack=_unpack_int8,
+        5,
+        "planes",
+        accepts=lambda x: x.dtype in PLANES_DTYPES and x.numel() >= 256,  # lossless; the header and one block's table take 40 bytes
+        size=lambda dtype, shape: None,
+        pack=_pack_planes,
+        unpack=_unpack_planes,
     )
 )
 
@@ -143,10 +183,10 @@ def unpack(frame: Frame) -> Carry:
         how = _BY_ID[entry.packing]
         if how is not RAW and (not entry.dtype.is_floating_point or not entry.shape):
             raise FrameError(f"frame: tensor {number} of {entry.dtype}, shape {entry.shape} cannot be packed as {how.name}")
-        if how.size(entry.dtype, entry.shape) != entry.nbytes:
+        if (size := how.size(entry.dtype, entry.shape)) is not None and size != entry.nbytes:
             raise FrameError(
                 f"frame: tensor {number} has {entry.nbytes} bytes, {how.name} of {entry.dtype} {entry.shape} needs "
-                f"{how.size(entry.dtype, entry.shape)}"
+                f"{size}"
             )
         if entry.numel * entry.dtype.itemsize > 4 * MAX_PAYLOAD:
             raise FrameError(f"frame: tensor {number} unpacks to more than {4 * MAX_PAYLOAD} bytes")

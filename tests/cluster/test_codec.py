@@ -3,7 +3,8 @@ import torch
 
 from fastee.cluster import codec as codecs
 from fastee.cluster.codec import CODECS, Codec, pack, packed_bytes, register, unpack
-from fastee.cluster.frame import Frame, Kind, decode, encode
+from fastee.cluster.frame import Frame, Kind, TensorEntry, decode, encode
+from fastee.errors import FrameError
 
 
 def through_the_wire(carry, codec):
@@ -64,3 +65,37 @@ def test_a_new_codec_is_one_entry_and_ids_are_never_reused():
             register(half)
     finally:
         del CODECS["half"], codecs._BY_ID[77]
+
+
+@pytest.mark.parametrize("codec,step", [("int4", 1 / 14), ("fp8_e4m3", 1 / 16), ("bf16", 1 / 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_coarser_codecs_keep_values_within_half_a_step(codec, step, dtype):
+    x = torch.randn(5, 3, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    table, payload = pack((x,), codec)
+    assert len(payload) == table[0].nbytes == packed_bytes((x,), codec) == 5 * {"int4": 4 + 14, "fp8_e4m3": 4 + 27, "bf16": 54}[codec]
+    (back,) = through_the_wire((x,), codec)
+    assert back.dtype == dtype and back.shape == x.shape
+    assert ((back - x).abs() <= (step + 1 / 256) * x.abs().flatten(1).amax(1)[:, None, None]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_planes_are_lossless(dtype):
+    x = torch.randn(7, 300, generator=torch.Generator().manual_seed(2)).relu().to(dtype)
+    x[0, :4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-40])
+    carry = (x, torch.ones(9), torch.arange(400))
+    back = through_the_wire(carry, "planes")
+    assert all(torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)) for a, b in zip(carry, back, strict=True))
+    assert packed_bytes((x,), "planes") < x.numel() * x.itemsize
+
+
+def test_planes_that_contradict_their_table_are_refused():
+    table, payload = pack((torch.randn(4, 256),), "planes")
+    for entry, data in (
+        (TensorEntry(torch.float32, (4, 255), 5, len(payload)), payload),
+        (TensorEntry(torch.float64, (4, 256), 5, len(payload)), payload),
+        (TensorEntry(torch.bfloat16, (4, 256), 5, len(payload)), payload),
+        (TensorEntry(torch.float32, (4, 256), 5, len(payload) - 8), payload[:-8]),
+        (TensorEntry(torch.float32, (4, 256), 5, 8), payload[:8]),
+    ):
+        with pytest.raises(FrameError):
+            unpack(Frame(Kind.TASK, tensors=(entry,), payload=bytes(data)))
