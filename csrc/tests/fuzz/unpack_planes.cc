@@ -1,4 +1,6 @@
-// Any bytes are safe to hand to unpack_planes: it refuses or fills exactly what was asked for; what it accepts packs again.
+// libFuzzer: any bytes are either refused or unpack, alike on every instruction set, and what unpacks is packed without loss.
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -6,26 +8,75 @@
 
 #include "fastee/fastee.h"
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const char* const isas[] = {"scalar", "emu16", ""};
-  if (size < 2) return 0;
-  if (fastee_select_isa(isas[data[0] % 3])) std::abort();
-  const std::vector<uint8_t> bytes(data + 2, data + size);  // of its own, so that reading past it is seen
-  const auto nbytes = static_cast<int64_t>(bytes.size());
-  DLDataType type;
-  int64_t count = 0;
-  if (fastee_planes_info(bytes.data(), nbytes, &type, &count) != FASTEE_OK) return 0;
-  if (count < 0 || count > (1 << 20)) return 0;  // a header may promise more than is there; the memory would be ours
-  int64_t first = count ? data[1] % count : 0, n = count - first;
-  std::vector<uint8_t> out(static_cast<size_t>(n * type.bits / 8));
-  const DLTensor t{out.data(), {kDLCPU, 0}, 1, type, &n, nullptr, 0};
-  if (fastee_unpack_planes(bytes.data(), nbytes, first, &t, nullptr) != FASTEE_OK) return 0;
-  const int64_t bound = fastee_pack_planes_bound(n, type.bits / 8);
-  std::vector<uint64_t> again(static_cast<size_t>(bound / 8 + 1));
-  int64_t packed = 0;
-  std::vector<uint8_t> back(out.size());
-  const DLTensor b{back.data(), {kDLCPU, 0}, 1, type, &n, nullptr, 0};
-  if (fastee_pack_planes(&t, again.data(), bound, &packed, nullptr) != FASTEE_OK || fastee_unpack_planes(again.data(), packed, 0, &b, nullptr) != FASTEE_OK) std::abort();
-  if (!out.empty() && std::memcmp(out.data(), back.data(), out.size())) std::abort();
+namespace {
+[[noreturn]] void broken() { std::abort(); }
+
+void select(const std::string& isa) {
+  if (fastee_select_isa(isa.c_str()) != FASTEE_OK) broken();
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  std::string all = fastee_isas();
+  for (size_t from = 0; from <= all.size();) {
+    const size_t to = std::min(all.find(',', from), all.size());
+    names.push_back(all.substr(from, to - from));
+    from = to + 1;
+  }
+  return names;
+}
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
+  static const std::vector<std::string> names = isas();
+  // As they are: mostly refused. Behind the first byte taken as values: packed, damaged in one place, unpacked.
+  const std::vector<uint8_t> bytes(input, input + size);
+  auto unpack = [&](const std::vector<uint8_t>& packed, bool must) {
+    DLDataType dtype;
+    int64_t count;
+    if (fastee_planes_info(packed.data(), static_cast<int64_t>(packed.size()), &dtype, &count) != FASTEE_OK) {
+      if (must) broken();
+      return std::vector<uint8_t>();
+    }
+    if (count > (1 << 20)) return std::vector<uint8_t>();
+    std::vector<uint8_t> first;
+    fastee_status status = FASTEE_OK;
+    for (size_t i = 0; i < names.size(); ++i) {
+      select(names[i]);
+      std::vector<uint8_t> out(static_cast<size_t>(count) * dtype.bits / 8);
+      int64_t shape[1] = {count};
+      DLTensor t{out.data(), {kDLCPU, 0}, 1, dtype, shape, nullptr, 0};
+      const fastee_status s = fastee_unpack_planes(packed.data(), static_cast<int64_t>(packed.size()), 0, &t, nullptr);
+      if (must && s != FASTEE_OK) broken();
+      if (i && (s != status || (s == FASTEE_OK && out != first))) broken();
+      status = s, first = out;
+      if (s == FASTEE_OK && count > 1100) {  // a range that begins and ends inside blocks
+        shape[0] = count - 1100;
+        std::vector<uint8_t> part(static_cast<size_t>(shape[0]) * dtype.bits / 8);
+        t.data = part.data();
+        if (fastee_unpack_planes(packed.data(), static_cast<int64_t>(packed.size()), 1000, &t, nullptr) != FASTEE_OK) broken();
+        if (std::memcmp(part.data(), out.data() + 1000 * dtype.bits / 8, part.size()) != 0) broken();
+      }
+    }
+    return first;
+  };
+  unpack(bytes, false);
+  if (size < 4) return 0;
+  static const DLDataType types[] = {{kDLFloat, 32, 1}, {kDLBfloat, 16, 1}, {kDLFloat, 16, 1}};
+  const DLDataType dtype = types[input[0] % 3];
+  const size_t width = dtype.bits / 8, repeat = 1 + input[1] % 64;
+  std::vector<uint8_t> values;
+  for (size_t i = 0; i < repeat; ++i) values.insert(values.end(), input + 3, input + size);
+  values.resize(values.size() / width * width);
+  int64_t shape[1] = {static_cast<int64_t>(values.size() / width)}, nbytes = 0;
+  uint8_t empty = 0;
+  DLTensor t{values.empty() ? &empty : values.data(), {kDLCPU, 0}, 1, dtype, shape, nullptr, 0};
+  std::vector<uint8_t> packed(static_cast<size_t>(fastee_pack_planes_bound(shape[0], static_cast<int64_t>(width))));
+  if (fastee_pack_planes(&t, packed.data(), static_cast<int64_t>(packed.size()), &nbytes, nullptr) != FASTEE_OK) broken();
+  packed.resize(static_cast<size_t>(nbytes));
+  packed.shrink_to_fit();
+  if (unpack(packed, true) != values) broken();
+  packed[(input[2] * 131 + size) % packed.size()] ^= static_cast<uint8_t>(1 + input[1]);
+  unpack(packed, false);
   return 0;
 }
