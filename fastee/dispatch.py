@@ -127,8 +127,8 @@ def doctor() -> dict[str, Any]:
     """Report what is built, which instruction sets and backends run, and the command that repairs what is missing.
 
     >>> import fastee
-    >>> sorted(fastee.doctor())[1:4]
-    ['backends', 'fastee', 'machine']
+    >>> "backends" in fastee.doctor()
+    True
     """
     importlib.import_module("fastee.ops")
 
