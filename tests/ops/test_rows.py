@@ -234,5 +234,5 @@ def test_compact_touches_nothing_else(every_isa):
         mask = torch.rand(size, generator=torch.Generator().manual_seed(size)) < 0.5
         for _, (index, count) in every_isa(lambda mask=mask: ops.compact(mask.repeat_interleave(3)[::3])):  # strided flags
             assert_compacted(index, count, mask)
-        for _, (index, count) in every_isa(lambda mask=mask: ops.compact(mask)):
+        for isa, (index, count) in every_isa(lambda mask=mask: ops.compact(mask)):
             assert torch.equal(index, reference.compact(mask).index) and count == int(mask.sum()), isa
