@@ -74,7 +74,8 @@ def cases(ctx: Context) -> Iterator[Group]:
         yield Group(
             "attach", f"resnet20 {rows}x3x32x32, exits off", "fp32",
             [Case("fastee", net, inputs, note="EarlyExit, every threshold +inf"), Case("bare", bare, inputs, note="the backbone itself")],
-            baseline="bare", flops=int(2 * rows * sum(macs)), bars=("<= 5 us over bare", ">= 0.99x bare"),
+            # no bar in us here: medians of two runs of milliseconds differ by more than 5 us on any shared machine; the tiny network shows it
+            baseline="bare", flops=int(2 * rows * sum(macs)), bars=(">= 0.99x bare",),
         )  # fmt: skip
 
     tiny = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10)).eval()

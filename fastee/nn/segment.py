@@ -224,7 +224,9 @@ class Splitter:
         targets = tuple(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")))
         code = graph.python_code("self")
         name = f"{number}" + (f" after {left.place}" if left else "")
-        return Segment(name, code.src, dict(code.globals), tuple(used), targets)
+        # torch.fx registers wrapped functions anew in front of the code; they are bound already, and the registry never forgets
+        source = "\n".join(line for line in code.src.splitlines() if not line.startswith("torch.fx._symbolic_trace.wrap(")).strip() + "\n"
+        return Segment(name, source, dict(code.globals), tuple(used), targets)
 
     def _constants_of(self, body, outgoing, given) -> list[str]:
         seen, stack, used = set(given), [*body, *outgoing], []

@@ -59,6 +59,14 @@ def test_the_report_is_what_the_network_then_does():
     assert report.samples == 3000 and report.exit_accuracy[-1] == report.full_accuracy
 
 
+def test_agreement_counts_the_rows_whose_label_differs():
+    net, (x, y) = trained(), data(3000, 1).tensors
+    report = fastee.calibrate(net, data(3000, 1), max_drop=0.03, risk="agreement", confidence=None)
+    out, full = net(x), net.full(x).argmax(1)
+    assert 0 < report.drop == pytest.approx(float((out.label != full).double().mean()))
+    assert report.accuracy == pytest.approx(float((out.label == y).double().mean()))
+
+
 def test_collected_scores_are_those_of_the_running_network():
     net = trained()
     x, y = data(64, 5).tensors

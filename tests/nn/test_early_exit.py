@@ -353,6 +353,15 @@ def test_autocast_runs_every_path(net):
         assert torch.equal(net(x).logits, net.backbone(x)) and net(x).logits.dtype == torch.bfloat16
 
 
+def test_answers_of_mixed_dtypes_come_in_the_wider_one(net):
+    x = images(8)
+    net.set_rule(thresholds=[float(scores(net, x, 0).median()), math.inf])
+    net.heads.double()
+    out = net(x)
+    wide = {part[3].logits.dtype for part in out._source.parts}
+    assert out.logits.dtype == torch.float64 and set(out.exit.tolist()) == {0, 2} and wide == {torch.float32, torch.float64}
+
+
 def test_hooks_of_leaf_modules_fire_in_segments(net):
     seen = []
     handle = net.backbone.fc.register_forward_hook(lambda *_: seen.append(1))
