@@ -27,7 +27,7 @@ class Deadline final : public Policy {
       for (int p = 0; p < m.nodes; ++p)
         if (need_[p] <= q.slack && need_[p] < kInf && (best < 0 || end_[p] < end_[best])) best = p;
     }
-    if (best < 0) return {};
+    if (best < 0) return tasks_.best[q.slot] < 0 ? likeliest(q) : Choice{};
     const int last = last_place_[q.segment];
     if (last >= 0 && need_[last] <= q.slack && need_[last] < kInf && !(end_[best] < kSwitchGain * end_[last])) best = last;
     const double best_end = end_[best];
@@ -66,11 +66,27 @@ class Deadline final : public Policy {
       }
   }
   void one(const Query& q, int p) {
+    need_[p] = until_answer(q, p, q.z);
+    end_[p] = model_.togo(q.bucket, q.segment)[p] + (model_.wait_mean()[p] + model_.delay_at(q.segment, p, q.now, q.rounds));
+  }
+  double until_answer(const Query& q, int p, double z) const {
     const Model& m = model_;
     const double extra = m.delay_at(q.segment, p, q.now, q.rounds);
-    const double *wait = m.wait_mean(), *wait_sd = m.wait_sd();
-    need_[p] = (m.need_mean(q.bucket, q.segment)[p] + q.z * m.need_sd(q.bucket, q.segment)[p]) + ((wait[p] + q.z * wait_sd[p]) + extra);
-    end_[p] = m.togo(q.bucket, q.segment)[p] + (wait[p] + extra);
+    return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + extra);
+  }
+  // For a task without any answer yet, no place keeps the promise: a rejection is surely no answer, so it is tried where the next
+  // answer is soonest on average, as long as that average makes the deadline.
+  Choice likeliest(const Query& q) {
+    Choice choice;
+    double best = kInf;
+    for (int p = 0; p < model_.nodes; ++p) {
+      const double t = until_answer(q, p, 0.0);
+      if (t <= q.slack && t < best) {
+        best = t;
+        choice = {Choice::kRun, p};
+      }
+    }
+    return choice;
   }
 
   std::vector<int> last_place_;     // [S] the node chosen last for a segment

@@ -144,7 +144,7 @@ class Deadline(Threshold):
             if p == self.last_place[s]:
                 stay, stay_end = p, end
         if best < 0:
-            return FITS_NOT, -1, NEVER
+            return self.likeliest(q) if core.tasks[q.slot].best < 0 else (FITS_NOT, -1, NEVER)
         if stay >= 0 and not best_end < SWITCH_GAIN * stay_end:
             best, best_end = stay, stay_end
         u = q.sample["confidence"]
@@ -156,6 +156,15 @@ class Deadline(Threshold):
                 return EXIT, core.me, NEVER
         self.last_place[s] = best
         return RUN, best, NEVER
+
+    def likeliest(self, q: Query):
+        """No answer yet and no place keeps the promise: where the next answer is soonest on average, if that makes the deadline."""
+        choice, best = (FITS_NOT, -1, NEVER), INF
+        for p in range(self.core.N):
+            t = self.core.time_at(q.bucket, q.segment, p, q.now, q.rounds, 0.0)
+            if t <= q.slack and t < best:
+                choice, best = (RUN, p, NEVER), t
+        return choice
 
     def gain_bin(self, confidence: float) -> int:
         low, high = self.c["gain_range"]
