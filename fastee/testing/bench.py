@@ -21,6 +21,7 @@ from time import perf_counter_ns
 
 import torch
 
+from fastee import native
 from fastee.errors import BackendUnavailable
 from fastee.testing.rows import Bar, Machine, Row, now
 
@@ -87,11 +88,12 @@ def parse_bar(text: str) -> tuple[str, str, float, str, bool, str | None]:
 
 @contextlib.contextmanager
 def quiet(threads: int = 1) -> Iterator[None]:
-    """Time inside this: one core, `threads` torch threads, no gradient, garbage collector off; all restored afterwards."""
-    before, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    """Time inside this: one core, `threads` torch and native threads, no gradient, garbage collector off; all restored afterwards."""
+    native_before, before, cores = native.get_num_threads(), torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     collecting = gc.isenabled()
     try:
         torch.set_num_threads(threads)
+        native.set_num_threads(threads)
         if cores:
             os.sched_setaffinity(0, sorted(cores)[-threads:])
         gc.collect()
@@ -100,6 +102,7 @@ def quiet(threads: int = 1) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+        native.set_num_threads(native_before)
         if cores:
             os.sched_setaffinity(0, cores)
         if collecting:
