@@ -43,5 +43,10 @@ _EXAMPLES = {
     "gather_rows": lambda b, d, c, s: (_zeros(b, d), _index(b)),
     "scatter_rows": lambda b, d, c, s: (_zeros(b, d), _index(b), _zeros(b, d)),
     "quantize_rows": lambda b, d, c, s: (_zeros(b, d), "int8"),
+    "exit_pack": _head,
+    "feature_delta": lambda b, d, c, s: (_zeros(b, d), _zeros(b, d)),
+    "mean_entropy": lambda b, d, c, s: (_zeros(b, s, c),),
+    "pack_planes": lambda b, d, c, s: (_zeros(b, d),),
+    "unpack_planes": lambda b, d, c, s: (ops.pack_planes(_zeros(b, d), backend="reference"),),
     "dequantize_rows": lambda b, d, c, s: (ops.QuantizedRows(_zeros(b, d).char(), _zeros(b)),),
 }
