@@ -732,42 +732,74 @@ def direct_compact(mask):
     return index, count
 
 
-def direct_quantize(x):
+def direct_quantize(x, format, group):
     cdef View vx, vd, vs
+    cdef int64_t row, size
+    cdef int code
     if not plain(x):
         return None
     try:
         view(x, &vx)
+        code = _FORMATS[format]
+        size = 0 if group is None else group
     except Exception:
         return None
-    if vx.t.ndim < 1 or not is_kind(&vx.t, 2, 32):
+    if vx.t.ndim < 1 or not is_kind(&vx.t, 2, 32) or (group is not None and (type(group) is not int or size <= 0 or code == 3)):
         return None
-    data = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
-    scale = torch.empty(vx.t.shape[0])
+    cdef Py_ssize_t rows = vx.t.shape[0]
+    if code == 1 or size:
+        row = 1
+        for i in range(1, vx.t.ndim):
+            row *= vx.t.shape[i]
+        if size and row % size:
+            return None
+    if code == 1:
+        data = torch.empty((rows, (row + 1) // 2), dtype=torch.uint8)
+    else:
+        data = torch.empty_like(x, dtype=torch.uint8 if code == 2 else _WIRE_DTYPES[format], memory_format=torch.contiguous_format)
+    if code == 3:
+        scale = torch.empty(0)
+    elif size:
+        scale = torch.empty((rows, row // size))
+    else:
+        scale = torch.empty(rows)
     view(data, &vd)
     view(scale, &vs)
     cdef fastee_status status
     with nogil:
-        status = fastee_quantize_rows(&vx.t, 0, 0, &vd.t, &vs.t, NULL)
-    return None if status else (data, scale)
+        status = fastee_quantize_rows(&vx.t, code, size, &vd.t, &vs.t, NULL)
+    if status:
+        return None
+    return data.view(torch.float8_e4m3fn) if code == 2 else data, scale
 
 
-def direct_dequantize(data, scale, group):
+def direct_dequantize(data, scale, format, group, shape):
     cdef View vd, vs, vo
     cdef int64_t size
+    cdef int code
     if not (plain(data) and plain(scale)):
         return None
     try:
-        view(data, &vd)
+        code = _FORMATS[format]
+        if data.dtype is not _WIRE_DTYPES[format]:
+            return None
+        view(data.view(torch.uint8) if code == 2 else data, &vd)
         view(scale, &vs)
         size = 0 if group is None else group
     except Exception:
         return None
-    if not is_kind(&vd.t, 0, 8) or not is_kind(&vs.t, 2, 32) or vs.t.ndim != (1 if group is None else 2) or size < 0:
+    if not is_kind(&vs.t, 2, 32) or vs.t.ndim != (1 if group is None else 2) or size < 0 or (code == 3 and vs.t.shape[0]):
         return None
-    out = torch.empty_like(data, dtype=torch.float32, memory_format=torch.contiguous_format)
+    if code == 1:
+        if type(shape) is not tuple:
+            return None
+        out = torch.empty(shape)
+    elif shape is not None and shape != tuple(data.shape):
+        return None
+    else:
+        out = torch.empty_like(data, dtype=torch.float32, memory_format=torch.contiguous_format)
     view(out, &vo)
     cdef fastee_status status
     with nogil:
-        status = fastee_dequantize_rows(&vd.t, &vs.t, 0, size, &vo.t, NULL)
+        status = fastee_dequantize_rows(&vd.t, &vs.t, code, size, &vo.t, NULL)
     return None if status else out

@@ -48,7 +48,7 @@ fastee_status expect_scales_of(const char* op, const DLTensor* scale, int format
   return FASTEE_OK;
 }
 
-// Lossless planes: magic, version, element, reserved, count; then the blocks' offsets in 8 bytes, one more than blocks.
+// Lossless planes: magic, version, element, reserved, count; then the blocks' offsets in 4 bytes, one more than blocks.
 constexpr char kMagic[4] = {'F', 'P', 'L', 'N'};
 constexpr int64_t kHeader = 16;
 
@@ -58,13 +58,13 @@ struct Planes {
   const uint8_t* offsets;
 };
 
-int64_t planes_start(int64_t blocks) { return kHeader + (4 * (blocks + 1) + 7) / 8 * 8; }
+int64_t planes_start(int64_t blocks) { return kHeader + 4 * (blocks + 1); }
 int64_t width_of(int element) { return element == cpu::kF32 ? 4 : 2; }
 
 int64_t offset_at(const Planes& p, int64_t block) {
   uint32_t units;
   std::memcpy(&units, p.offsets + 4 * block, 4);
-  return 8 * static_cast<int64_t>(units);
+  return 4 * static_cast<int64_t>(units);
 }
 
 fastee_status no_planes(const std::string& why) { return fail(FASTEE_INVALID_ARGUMENT, "unpack_planes: data holds no packed planes: " + why); }
@@ -178,7 +178,7 @@ extern "C" fastee_status fastee_exit_pack(const DLTensor* x, const fastee_head* 
 
 extern "C" int64_t fastee_pack_planes_bound(int64_t count, int64_t element_bytes) {
   const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock;
-  return planes_start(blocks) + blocks * 24 + count * element_bytes;
+  return planes_start(blocks) + blocks * cpu::plane_block_bound(0, 0) + count * element_bytes;
 }
 
 extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_t capacity, int64_t* nbytes, void*) {
@@ -189,19 +189,18 @@ extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_
   if (!out || !nbytes) return fail(FASTEE_INVALID_ARGUMENT, "pack_planes: out and nbytes must not be NULL");
   const int64_t count = product(*x, 0, x->ndim), width = width_of(element), bound = fastee_pack_planes_bound(count, width);
   if (capacity < bound) return fail(FASTEE_INVALID_ARGUMENT, "pack_planes: capacity must be at least " + number(bound) + " bytes, got " + number(capacity));
-  if (bound / 8 > std::numeric_limits<uint32_t>::max()) return fail(FASTEE_UNSUPPORTED, "pack_planes: h must be below 32 GiB, got " + describe(*x));
+  if (bound / 4 > std::numeric_limits<uint32_t>::max()) return fail(FASTEE_UNSUPPORTED, "pack_planes: h must be below 16 GiB, got " + describe(*x));
   uint8_t* to = static_cast<uint8_t*>(out);
   const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock, start = planes_start(blocks);
   std::memset(to, 0, static_cast<size_t>(kHeader));
   std::memcpy(to, kMagic, 4);
   to[4] = 1, to[5] = static_cast<uint8_t>(element);
   std::memcpy(to + 8, &count, 8);
-  std::memset(to + kHeader + 4 * (blocks + 1), 0, static_cast<size_t>(start - kHeader - 4 * (blocks + 1)));
   const uint8_t* from = bytes_of<const uint8_t>(*x);
   const auto pack = cpu::kernels().pack_planes;
   int64_t at = 0;
   for (int64_t b = 0; b <= blocks; ++b) {
-    const uint32_t units = static_cast<uint32_t>(at / 8);
+    const uint32_t units = static_cast<uint32_t>(at / 4);
     std::memcpy(to + kHeader + 4 * b, &units, 4);
     if (b == blocks) break;
     const int64_t first = b * cpu::kPlaneBlock, n = count - first < cpu::kPlaneBlock ? count - first : cpu::kPlaneBlock;

@@ -94,7 +94,7 @@ struct Kernels {
   int64_t (*compact)(const uint8_t* mask, int64_t n, int64_t stride, uint8_t flip, int64_t* index);  // -> count
   void (*quantize_rows)(const QuantizeArgs& args);
   void (*dequantize_rows)(const DequantizeArgs& args);
-  // One block of n <= kPlaneBlock values of kF32, kBF16 or kF16: -> bytes written (a multiple of 8, at most plane_block_bound), and
+  // One block of n <= kPlaneBlock values of kF32, kBF16 or kF16: -> bytes written (a multiple of 4, at most plane_block_bound), and
   // back -> false when `bytes` bytes are no such block.
   int64_t (*pack_planes)(const void* values, int element, int64_t n, uint8_t* out);
   bool (*unpack_planes)(const uint8_t* in, int64_t bytes, int element, int64_t n, void* values);
@@ -106,7 +106,8 @@ constexpr int64_t kClassTile = 1024;
 constexpr int64_t kRowChunk = 64;
 
 constexpr int64_t kPlaneBlock = 1024;
-constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (16 + n * width + 7) / 8 * 8; }
+constexpr int64_t kPlaneHead = 10;
+constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (kPlaneHead + n * width + 3) / 4 * 4; }
 
 constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 constexpr int64_t row_chunk(int64_t features) {

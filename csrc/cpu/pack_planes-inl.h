@@ -8,11 +8,12 @@
 
 namespace fastee::cpu::FASTEE_ISA {
 
-// The seven commonest exponents among every fourth value, the smaller one first among equals.
+// The seven commonest exponents among every second value, the smaller one first among equals. Every value would save another 0.1 % on
+// the demo network's bf16 activations, every fourth costs 0.2 % more.
 FASTEE_INLINE void choose_table(const uint8_t* e, int64_t n, uint8_t* table) {
   alignas(64) uint16_t seen[2][256] = {};  // two histograms: neighbours often hold the same exponent
   int64_t i = 0;
-  for (; i + 4 < n; i += 8) ++seen[0][e[i]], ++seen[1][e[i + 4]];
+  for (; i + 2 < n; i += 4) ++seen[0][e[i]], ++seen[1][e[i + 2]];
   if (i < n) ++seen[0][e[i]];
   alignas(64) uint32_t key[256];
   for (uint32_t v = 0; v < 256; ++v) key[v] = static_cast<uint32_t>(seen[0][v] + seen[1][v]) << 8 | (255 - v);
@@ -73,8 +74,8 @@ static int64_t pack_planes(const void* data, int element, int64_t n, uint8_t* ou
   const int64_t planes = element == kF16 ? 6 : 3;
   const int64_t size = 8 * words * planes + n + (element == kF32 ? 2 * n : 0) + escapes;
   const bool coded = size < raw;
-  __builtin_memset(out, 0, 16);
-  uint8_t* to = out + 16;
+  __builtin_memset(out, 0, kPlaneHead);
+  uint8_t* to = out + kPlaneHead;
   if (!coded) {
     __builtin_memcpy(to, values, static_cast<unsigned long>(raw));
     to += raw;
@@ -100,21 +101,21 @@ static int64_t pack_planes(const void* data, int element, int64_t n, uint8_t* ou
     for (int64_t j = 0; j < words; ++j)
       for (uint64_t m = plane[0][j] & plane[1][j] & plane[2][j]; m; m &= m - 1) *to++ = e[64 * j + __builtin_ctzll(m)];
   }
-  while ((to - out) & 7) *to++ = 0;
+  while ((to - out) & 3) *to++ = 0;
   return to - out;
 }
 
 static bool unpack_planes(const uint8_t* in, int64_t bytes, int element, int64_t n, void* data) {
   const int64_t width = element == kF32 ? 4 : 2, words = (n + 63) / 64, raw = n * width;
-  if (bytes < 16) return false;
-  const uint8_t* from = in + 16;
+  if (bytes < kPlaneHead) return false;
+  const uint8_t* from = in + kPlaneHead;
   if (in[7] == 0) {
-    if (bytes != (16 + raw + 7) / 8 * 8) return false;
+    if (bytes != plane_block_bound(n, width)) return false;
     __builtin_memcpy(data, from, static_cast<unsigned long>(raw));
     return true;
   }
   const int64_t escapes = in[8] | in[9] << 8, planes = element == kF16 ? 6 : 3;
-  if (in[7] != 1 || bytes != (16 + 8 * words * planes + n + (element == kF32 ? 2 * n : 0) + escapes + 7) / 8 * 8) return false;
+  if (in[7] != 1 || bytes != (kPlaneHead + 8 * words * planes + n + (element == kF32 ? 2 * n : 0) + escapes + 3) / 4 * 4) return false;
   uint64_t plane[6][16];
   for (int64_t k = 0; k < planes; ++k, from += 8 * words) __builtin_memcpy(plane[k], from, static_cast<unsigned long>(8 * words));
   const uint8_t *low = from, *halves = from + n, *list = from + n + (element == kF32 ? 2 * n : 0);

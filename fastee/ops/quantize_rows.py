@@ -189,10 +189,10 @@ def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, 
     [[145, 3]]
     """
     compiling = is_compiling()
-    if _direct_quantize is not None and backend is None and group is None and format == "int8" and not compiling:
-        result = _direct_quantize(x)
+    if _direct_quantize is not None and backend is None and not compiling:
+        result = _direct_quantize(x, format, group)
         if result is not None:
-            return QuantizedRows(*result, "int8", None, tuple(x.shape))
+            return QuantizedRows(*result, format, group, tuple(x.shape))
     args, options = _check_quantize(x, format, group)
     if compiling:
         return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group, tuple(args[0].shape))
@@ -207,8 +207,8 @@ def dequantize_rows(q: QuantizedRows, *, backend: str | None = None) -> Tensor:
     [[127.0, -127.0]]
     """
     compiling = is_compiling()
-    if _direct_dequantize is not None and backend is None and type(q) is QuantizedRows and q.format == "int8" and not compiling:
-        result = _direct_dequantize(q.data, q.scale, q.group)
+    if _direct_dequantize is not None and backend is None and type(q) is QuantizedRows and not compiling:
+        result = _direct_dequantize(*q)
         if result is not None:
             return result
     args, options = _check_dequantize(q)

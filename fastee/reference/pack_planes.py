@@ -4,13 +4,13 @@
     4        "FPLN"
     1, 1, 2  version 1; element type 0 fp32, 1 bf16, 2 fp16; 0
     8        values
-    4 (N+1)  where each of the N blocks begins, and where the last one ends, in 8 bytes from the first block; zeros up to 8
-    ...      the blocks, each a multiple of 8 bytes, filled up with zeros
+    4 (N+1)  where each of the N blocks begins, and where the last one ends, in 4 bytes from the first block
+    ...      the blocks, each a multiple of 4 bytes, filled up with zeros
 
     a block of n values, W = ceil(n / 64):
-    7        the exponents that the codes 0 to 6 stand for: the commonest of the values 0, 4, 8, ..., the smaller one first among equals
+    7        the exponents that the codes 0 to 6 stand for: the commonest of the values 0, 2, 4, ..., the smaller one first among equals
     1        1: coded; 0: raw (the values as they are follow the head; the seven bytes and the escapes are 0), taken unless coding shrinks
-    2, 6     escapes; 0
+    2        escapes
     3 x 8 W  bits 0, 1, 2 of the codes: value i is bit i % 64 of word i / 64; code 7 is an escape, values past the end have code 0
     3 x 8 W  fp16 only, in the same way: mantissa bits 8 and 9, the sign
     n        fp32, bf16: sign and upper seven mantissa bits of each value; fp16: its lower eight mantissa bits
@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1024
+BLOCK, HEAD = 1024, 10  # values, bytes
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)
+    return data + bytes(-len(data) % 4)
 
 
 def _planes(codes: np.ndarray) -> bytes:
@@ -44,7 +44,7 @@ def _codes(data: bytes, n: int) -> np.ndarray:
 def pack_block(v: np.ndarray, kind: int) -> bytes:
     top = (v >> 16 if kind == 0 else v).astype(np.uint16)
     exponent = (top >> 10 & 31 if kind == 2 else top >> 7 & 255).astype(np.uint8)
-    seen = np.bincount(exponent[::4], minlength=256)
+    seen = np.bincount(exponent[::2], minlength=256)
     table = np.argsort(-seen, kind="stable")[:7].astype(np.uint8)
     code = np.full(256, 7, np.uint8)
     code[table] = np.arange(7)
@@ -55,27 +55,27 @@ def pack_block(v: np.ndarray, kind: int) -> bytes:
     escapes = exponent[codes == 7].tobytes()
     coded = _planes(codes) + extra + low + halves + escapes
     if len(coded) >= v.nbytes:
-        return _padded(bytes(16) + v.tobytes())
-    return _padded(table.tobytes() + bytes([1]) + len(escapes).to_bytes(8, "little") + coded)
+        return _padded(bytes(HEAD) + v.tobytes())
+    return _padded(table.tobytes() + bytes([1]) + len(escapes).to_bytes(2, "little") + coded)
 
 
 def unpack_block(data: bytes, n: int, kind: int) -> np.ndarray:
     dtype, width = ("<u4", 4) if kind == 0 else ("<u2", 2)
-    if data[7] == 0 and len(data) == (16 + n * width + 7) // 8 * 8:
-        return np.frombuffer(data, dtype, n, 16)
+    if data[7] == 0 and len(data) == (HEAD + n * width + 3) // 4 * 4:
+        return np.frombuffer(data, dtype, n, HEAD)
     step, escapes = 24 * ((n + 63) // 64), int.from_bytes(data[8:10], "little")
-    at = 16 + step * (2 if kind == 2 else 1)
-    if data[7] != 1 or len(data) != (at + n * (3 if kind == 0 else 1) + escapes + 7) // 8 * 8:
+    at = HEAD + step * (2 if kind == 2 else 1)
+    if data[7] != 1 or len(data) != (at + n * (3 if kind == 0 else 1) + escapes + 3) // 4 * 4:
         raise ValueError("its sizes do not fit")
-    codes = _codes(data[16 : 16 + step], n)
-    if np.unpackbits(np.bitwise_and.reduce(np.frombuffer(data, np.uint8, step, 16).reshape(3, -1))).sum() != escapes:
+    codes = _codes(data[HEAD : HEAD + step], n)
+    if np.unpackbits(np.bitwise_and.reduce(np.frombuffer(data, np.uint8, step, HEAD).reshape(3, -1))).sum() != escapes:
         raise ValueError("its escapes do not fit")
     exponent = np.frombuffer(data[:7] + b"\0", np.uint8)[codes].astype(np.uint32)
     end = at + n * (3 if kind == 0 else 1)
     exponent[codes == 7] = np.frombuffer(data, np.uint8, int((codes == 7).sum()), end)
     low = np.frombuffer(data, np.uint8, n, at).astype(np.uint32)
     if kind == 2:
-        extra = _codes(data[16 + step : at], n).astype(np.uint32)
+        extra = _codes(data[HEAD + step : at], n).astype(np.uint32)
         return (low | (extra & 3) << 8 | (exponent & 31) << 10 | (extra & 4) << 13).astype(dtype)
     top = low & 0x7F | exponent << 7 | (low & 0x80) << 8
     return (top << 16 | np.frombuffer(data, "<u2", n, at + n)).astype(dtype) if kind == 0 else top.astype(dtype)
@@ -85,9 +85,9 @@ def pack_planes(h: Tensor) -> Tensor:
     kind = TYPES.index(h.dtype)
     v = h.detach().contiguous().reshape(-1).view(torch.int32 if kind == 0 else torch.int16).numpy().view("<u4" if kind == 0 else "<u2")
     blocks = [pack_block(v[i : i + BLOCK], kind) for i in range(0, len(v), BLOCK)]
-    offsets = np.cumsum([0, *(len(b) // 8 for b in blocks)]).astype("<u4").tobytes()
+    offsets = np.cumsum([0, *(len(b) // 4 for b in blocks)]).astype("<u4").tobytes()
     head = b"FPLN" + bytes([1, kind, 0, 0]) + len(v).to_bytes(8, "little")
-    return torch.frombuffer(bytearray(head + _padded(offsets) + b"".join(blocks)), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(head + offsets + b"".join(blocks)), dtype=torch.uint8)
 
 
 def read_planes_header(data: bytes) -> tuple[int, int, np.ndarray, int]:
@@ -98,8 +98,8 @@ def read_planes_header(data: bytes) -> tuple[int, int, np.ndarray, int]:
     if count < 0 or count // BLOCK > len(data) // 4:
         raise ValueError(f"unpack_planes: data holds no packed planes: {count} values in {len(data)} bytes")
     blocks = (count + BLOCK - 1) // BLOCK
-    start = 16 + (4 * (blocks + 1) + 7) // 8 * 8
-    offsets = np.frombuffer(data, "<u4", blocks + 1, 16).astype(np.int64) * 8 if start <= len(data) else np.array([-1])
+    start = 16 + 4 * (blocks + 1)
+    offsets = np.frombuffer(data, "<u4", blocks + 1, 16).astype(np.int64) * 4 if start <= len(data) else np.array([-1])
     if offsets[0] != 0 or start + offsets[-1] != len(data):
         raise ValueError("unpack_planes: data holds no packed planes: its blocks do not end where it does")
     return data[5], count, offsets, start
@@ -111,7 +111,7 @@ def unpack_planes(data: Tensor, first: int = 0, count: int | None = None) -> Ten
     stop, values = total if count is None else first + count, []
     for b in range(first // BLOCK, -(-stop // BLOCK) if stop > first else 0):
         try:
-            if not 0 <= offsets[b] <= offsets[b + 1] <= len(raw) - start or offsets[b + 1] - offsets[b] < 16:
+            if not 0 <= offsets[b] <= offsets[b + 1] <= len(raw) - start or offsets[b + 1] - offsets[b] < HEAD:
                 raise ValueError("its offsets do not fit")
             values.append(unpack_block(raw[start + offsets[b] : start + offsets[b + 1]], min(BLOCK, total - b * BLOCK), kind))
         except ValueError as why:

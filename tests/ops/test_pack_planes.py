@@ -102,7 +102,7 @@ def test_bad_input():
         (lambda: ops.unpack_planes(p.data.view(2, -1)), ValueError, "unpack_planes: data must be uint8 [n], got uint8 [2"),
         (lambda: ops.unpack_planes(p._replace(shape=(3,))), ValueError, "unpack_planes: p.shape must hold the 2000 packed values, got [3]"),
         (lambda: ops.unpack_planes(p, 5, 2001), ValueError, "unpack_planes: start and stop must lie in order within the 2000 packed values, got 5 and 2001"),
-        (lambda: ops.unpack_planes(p.data[:-8]), ValueError, "unpack_planes: data holds no packed planes: "),
+        (lambda: ops.unpack_planes(p.data[:-4]), ValueError, "unpack_planes: data holds no packed planes: "),
         (lambda: ops.unpack_planes(p.data[:3]), ValueError, "unpack_planes: data holds no packed planes: "),
         (lambda: ops.unpack_planes(p.data.flip(0)), ValueError, "unpack_planes: data holds no packed planes: "),
     ):

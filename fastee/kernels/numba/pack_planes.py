@@ -6,7 +6,7 @@ import numpy as np
 
 from ._jit import inline, kernel
 
-BLOCK = 1024
+BLOCK, HEAD = 1024, 10  # values, bytes
 
 
 @inline
@@ -30,11 +30,11 @@ def take_planes(data, i, step, at):
 
 @inline
 def pack_block(v, kind, seen, code, out):
-    """Write a block into zeroed `out` and return its bytes, a multiple of 8."""
+    """Write a block into zeroed `out` and return its bytes, a multiple of 4."""
     n, width, step = v.size, 4 if kind == 0 else 2, 8 * ((v.size + 63) // 64)
     seen[:] = 0
     code[:] = 7
-    for i in range(0, n, 4):
+    for i in range(0, n, 2):
         seen[exponent_of(np.int64(v[i]), kind)] += 1
     table = np.empty(7, np.uint8)
     for c in range(7):
@@ -48,32 +48,32 @@ def pack_block(v, kind, seen, code, out):
     escapes = 0
     for i in range(n):
         escapes += code[exponent_of(np.int64(v[i]), kind)] == 7
-    low = 16 + 3 * step * (2 if kind == 2 else 1)
+    low = HEAD + 3 * step * (2 if kind == 2 else 1)
     end = low + n * (3 if kind == 0 else 1)
-    if end + escapes - 16 >= n * width:
+    if end + escapes - HEAD >= n * width:
         for i in range(n):
             for k in range(width):
-                out[16 + i * width + k] = np.uint8((np.int64(v[i]) >> (8 * k)) & 255)
-        return (16 + n * width + 7) // 8 * 8
+                out[HEAD + i * width + k] = np.uint8((np.int64(v[i]) >> (8 * k)) & 255)
+        return (HEAD + n * width + 3) // 4 * 4
     out[:7] = table
     out[7], out[8], out[9] = 1, np.uint8(escapes & 255), np.uint8(escapes >> 8)
     escape = end
     for i in range(n):
         value = np.int64(v[i])
         exponent = exponent_of(value, kind)
-        put_planes(code[exponent], i, step, 16, out)
+        put_planes(code[exponent], i, step, HEAD, out)
         if code[exponent] == 7:
             out[escape] = exponent
             escape += 1
         top = (value >> 16) if kind == 0 else value
         if kind == 2:
-            put_planes(((top >> 8) & 3) | ((top >> 13) & 4), i, step, 16 + 3 * step, out)
+            put_planes(((top >> 8) & 3) | ((top >> 13) & 4), i, step, HEAD + 3 * step, out)
             out[low + i] = np.uint8(top & 255)
         else:
             out[low + i] = np.uint8((top & 0x7F) | ((top >> 8) & 0x80))
         if kind == 0:
             out[low + n + 2 * i], out[low + n + 2 * i + 1] = np.uint8(value & 255), np.uint8((value >> 8) & 255)
-    return (end + escapes + 7) // 8 * 8
+    return (end + escapes + 3) // 4 * 4
 
 
 @kernel("i8(u4[::1], i8, u4[::1], u1[::1])")
@@ -81,9 +81,9 @@ def pack_planes(v, kind, offsets, out):
     """Fill offsets [blocks + 1] and the blocks into zeroed `out`; return the blocks' bytes."""
     seen, code, at = np.empty(256, np.int64), np.empty(256, np.int64), 0
     for b in range(offsets.size - 1):
-        offsets[b] = at // 8
+        offsets[b] = at // 4
         at += pack_block(v[b * BLOCK : min((b + 1) * BLOCK, v.size)], kind, seen, code, out[at:])
-    offsets[offsets.size - 1] = at // 8
+    offsets[offsets.size - 1] = at // 4
     return at
 
 
@@ -91,26 +91,26 @@ def pack_planes(v, kind, offsets, out):
 def unpack_block(data, n, kind, out):
     """Fill out[:n] and return True, False when the block's sizes or escapes do not fit."""
     width, step = 4 if kind == 0 else 2, 8 * ((n + 63) // 64)
-    if data[7] == 0 and data.size == (16 + n * width + 7) // 8 * 8:
+    if data[7] == 0 and data.size == (HEAD + n * width + 3) // 4 * 4:
         for i in range(n):
             value = np.int64(0)
             for k in range(width):
-                value |= np.int64(data[16 + i * width + k]) << (8 * k)
+                value |= np.int64(data[HEAD + i * width + k]) << (8 * k)
             out[i] = value
         return True
     escapes = np.int64(data[8]) | (np.int64(data[9]) << 8)
-    low = 16 + 3 * step * (2 if kind == 2 else 1)
+    low = HEAD + 3 * step * (2 if kind == 2 else 1)
     end = low + n * (3 if kind == 0 else 1)
-    if data[7] != 1 or data.size != (end + escapes + 7) // 8 * 8:
+    if data[7] != 1 or data.size != (end + escapes + 3) // 4 * 4:
         return False
     found = 0
     for i in range(8 * step):
-        found += take_planes(data, i, step, 16) == 7
+        found += take_planes(data, i, step, HEAD) == 7
     if found != escapes:
         return False
     escape = end
     for i in range(n):
-        code = take_planes(data, i, step, 16)
+        code = take_planes(data, i, step, HEAD)
         if code == 7:
             exponent = np.int64(data[escape])
             escape += 1
@@ -118,7 +118,7 @@ def unpack_block(data, n, kind, out):
             exponent = np.int64(data[code])
         byte = np.int64(data[low + i])
         if kind == 2:
-            extra = take_planes(data, i, step, 16 + 3 * step)
+            extra = take_planes(data, i, step, HEAD + 3 * step)
             out[i] = byte | ((extra & 3) << 8) | ((exponent & 31) << 10) | ((extra & 4) << 13)
         else:
             top = (byte & 0x7F) | (exponent << 7) | ((byte & 0x80) << 8)
@@ -136,7 +136,7 @@ def unpack_planes(data, offsets, kind, total, first, count, out):
     for b in range(first // BLOCK, (stop + BLOCK - 1) // BLOCK if count else 0):
         start, end = offsets[b], offsets[b + 1]
         n = min(BLOCK, total - b * BLOCK)
-        if not (0 <= start and start + 16 <= end and end <= data.size and unpack_block(data[start:end], n, kind, values)):
+        if not (0 <= start and start + HEAD <= end and end <= data.size and unpack_block(data[start:end], n, kind, values)):
             return b
         for i in range(max(first, b * BLOCK), min(stop, b * BLOCK + n)):
             out[i - first] = values[i - b * BLOCK]
