@@ -1,5 +1,6 @@
 // Lanes and bytes as bit patterns: what codecs need beside the arithmetic of simd.h. Two groups:
-//   sixteen 32-bit lanes (a V holds them): bits_and/or/add/shift, bits_max (signed), load_u8 (zero-extended), store_low_halves;
+//   sixteen 32-bit lanes (a V holds them): bits_and/or/add/shift, bits_max (signed), load_u8 (zero-extended), store_low_halves,
+//   on AVX2 store_low_bytes_64 (the low bytes of four V);
 //   sixty-four bytes: gather_planes (bits 0, 1, 2 of each byte -> three 64-bit words, byte i at bit i) and its inverse with a table
 //   of eight bytes, lookup_planes.
 // Plain loops over bytes are left to the compiler, which vectorises them on every instruction set.
@@ -55,6 +56,17 @@ FASTEE_INLINE void store_low_halves(uint16_t* p, V a) {
   const __m256i low = _mm256_set1_epi32(0xffff);
   const __m256i both = _mm256_packus_epi32(_mm256_and_si256(as_bits(a.lo), low), _mm256_and_si256(as_bits(a.hi), low));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xd8));
+}
+
+// packs of saturated words would lose bits above the low byte, so those are masked first; the last permutation undoes the halves' order.
+FASTEE_INLINE __m256i low_bytes_32(V a, V b) {
+  const __m256i low = _mm256_set1_epi32(0xff);
+  auto words = [&](V v) FASTEE_LAMBDA { return _mm256_packus_epi32(_mm256_and_si256(as_bits(v.lo), low), _mm256_and_si256(as_bits(v.hi), low)); };
+  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words(a), words(b)), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+FASTEE_INLINE void store_low_bytes_64(uint8_t* p, V a, V b, V c, V d) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), low_bytes_32(a, b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), low_bytes_32(c, d));
 }
 
 FASTEE_INLINE void gather_planes(const uint8_t* c, uint64_t* p) {
