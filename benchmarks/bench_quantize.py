@@ -1,8 +1,9 @@
-"""quantize_rows and dequantize_rows (int8, one scale per row) beside the same in torch, and beside a plain copy."""
+"""quantize_rows and dequantize_rows (one scale per row): int8 beside the same in torch, every format beside a plain copy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -46,3 +47,12 @@ def cases(ctx: Context) -> Iterator[Group]:
              *ctx.backends(fastee.ops.dequantize_rows, packed)],
             bytes=5 * n, roof="copy", working_set=8 * n, bars=(">= 1x torch",),
         )  # fmt: skip
+        for fmt, width, bar in (("int8", 1.0, 0.5), ("int4", 0.5, 0.4), ("fp8_e4m3", 1.0, None), ("bf16", 2.0, None)):
+            bars = (f">= {bar}x copy",) if bar else ()  # half the speed of a copy: twice its time
+            coded = [(fastee.ops.quantize_rows(x, fmt),) for (x,) in inputs]
+            quantise = partial(fastee.ops.quantize_rows, format=fmt)
+            copy = Case("copy", torch.clone, inputs, note="torch.clone of x", bytes=8 * n)
+            yield Group("quantize_rows", name, f"fp32->{fmt} beside a copy", [Case("fastee", quantise, inputs), copy], baseline="copy",
+                        bytes=int((4 + width) * n), roof="copy", working_set=20 * n, bars=bars)  # fmt: skip
+            yield Group("dequantize_rows", name, f"{fmt}->fp32 beside a copy", [Case("fastee", fastee.ops.dequantize_rows, coded), copy], baseline="copy",
+                        bytes=int((4 + width) * n), roof="copy", working_set=20 * n, bars=bars)  # fmt: skip

@@ -791,10 +791,10 @@ def direct_dequantize(data, scale, format, group, shape):
     if not is_kind(&vs.t, 2, 32) or vs.t.ndim != (1 if group is None else 2) or size < 0 or (code == 3 and vs.t.shape[0]):
         return None
     if code == 1:
-        if type(shape) is not tuple:
+        if not isinstance(shape, tuple):
             return None
         out = torch.empty(shape)
-    elif shape is not None and shape != tuple(data.shape):
+    elif shape is not None and shape != data.shape:
         return None
     else:
         out = torch.empty_like(data, dtype=torch.float32, memory_format=torch.contiguous_format)

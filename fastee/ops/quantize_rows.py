@@ -192,7 +192,7 @@ def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, 
     if _direct_quantize is not None and backend is None and not compiling:
         result = _direct_quantize(x, format, group)
         if result is not None:
-            return QuantizedRows(*result, format, group, tuple(x.shape))
+            return QuantizedRows(*result, format, group, x.shape)
     args, options = _check_quantize(x, format, group)
     if compiling:
         return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group, tuple(args[0].shape))
