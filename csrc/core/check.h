@@ -6,7 +6,13 @@
 #include "core/status.h"
 #include "cpu/kernels.h"
 
+#ifndef FASTEE_HOME
+#define FASTEE_HOME kDLCPU  // where tensors must lie: the same checks serve libfastee_cuda, built with kDLCUDA
+#endif
+
 namespace fastee {
+
+constexpr const char* kHome = FASTEE_HOME == kDLCPU ? " on the CPU" : " on a CUDA device";
 
 inline std::string number(int64_t n) { return std::to_string(n); }
 
@@ -48,10 +54,10 @@ inline fastee_status wrong(fastee_status status, const char* op, const char* nam
     if (fastee_status status_ = (expression)) return status_; \
   } while (0)
 
-// A tensor on the CPU of the given element type and number of dimensions (any when ndim < 0).
+// A tensor in FASTEE_HOME's memory, of the given element type and number of dimensions (any when ndim < 0).
 inline fastee_status expect(const char* op, const char* name, const DLTensor* t, uint8_t code, uint8_t bits, int ndim, const char* wanted) {
   if (!t || (t->ndim > 0 && !t->shape)) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, nullptr);
-  if (t->device.device_type != kDLCPU) return wrong(FASTEE_WRONG_TYPE, op, name, std::string(wanted) + " on the CPU", t);
+  if (t->device.device_type != FASTEE_HOME) return wrong(FASTEE_WRONG_TYPE, op, name, wanted + std::string(kHome), t);
   if (!is(*t, code, bits)) return wrong(FASTEE_WRONG_TYPE, op, name, wanted, t);
   if (ndim >= 0 && t->ndim != ndim) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, t);
   int64_t elements = 1;
@@ -86,6 +92,14 @@ inline bool same_shape(const DLTensor& a, const DLTensor& b) {
   return a.ndim == b.ndim && std::memcmp(a.shape, b.shape, sizeof(int64_t) * static_cast<size_t>(a.ndim)) == 0;
 }
 
-// The head and where its results go, checked, as the kernel takes them (scratch excepted). api.cc
+// x as rows x inner x features; the head and where its results go, checked, as the kernel takes them (scratch excepted). head_args.cc
+fastee_status see_activation(const char* op, const DLTensor* x, int kind, const DLTensor* mask, cpu::Activation* out);
+fastee_status expect_temperature(const char* op, float temperature);
 fastee_status head_args(const char* op, const DLTensor* x, const fastee_head* head, const fastee_head_out* out, cpu::HeadArgs* args);
+
+// Quantised rows of `row` elements: bytes of one; `group` as given -> elements that share a scale; data and scales fit. pack_args.cc
+int64_t row_bytes(int format, int64_t row);
+fastee_status expect_group(const char* op, int64_t row, int64_t* group);
+fastee_status expect_packed(const char* op, const DLTensor* data, int format, const char* like_name, const DLTensor& like, int64_t row);
+fastee_status expect_scales_of(const char* op, const DLTensor* scale, int format, int64_t rows, int64_t row, int64_t* group);
 }  // namespace fastee
