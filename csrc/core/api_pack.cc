@@ -12,6 +12,7 @@ namespace {
 
 // Lossless planes: magic, version, element, reserved, count; then the blocks' offsets in 4 bytes, one more than blocks.
 constexpr char kMagic[4] = {'F', 'P', 'L', 'N'};
+constexpr uint8_t kVersion = 2;
 constexpr int64_t kHeader = 16;
 
 struct Planes {
@@ -35,12 +36,12 @@ fastee_status read_header(const void* data, int64_t nbytes, Planes* p) {
   if (!data || nbytes < kHeader) return no_planes(number(data ? nbytes : 0) + " bytes, a header has " + number(kHeader));
   const uint8_t* in = static_cast<const uint8_t*>(data);
   if (std::memcmp(in, kMagic, 4) != 0) return no_planes("it does not begin with FPLN");
-  if (in[4] != 1) return no_planes("version " + number(in[4]) + ", this build reads 1");
+  if (in[4] != kVersion) return no_planes("version " + number(in[4]) + ", this build reads " + number(kVersion));
   if (in[5] > cpu::kF16) return no_planes("element type " + number(in[5]) + ", expected 0 to 2");
   if (in[6] || in[7]) return no_planes("reserved bytes are not zero");
   p->element = in[5];
   std::memcpy(&p->count, in + 8, 8);
-  // A block of 1,024 values takes at least an offset: more values than that cannot be in so few bytes.
+  // A block of 2,048 values takes at least an offset: more values than that cannot be in so few bytes.
   if (p->count < 0 || p->count / cpu::kPlaneBlock > nbytes / 4) return no_planes(number(p->count) + " values in " + number(nbytes) + " bytes");
   p->blocks = (p->count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock;
   p->start = planes_start(p->blocks);
@@ -140,7 +141,7 @@ extern "C" fastee_status fastee_exit_pack(const DLTensor* x, const fastee_head* 
 
 extern "C" int64_t fastee_pack_planes_bound(int64_t count, int64_t element_bytes) {
   const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock;
-  return planes_start(blocks) + blocks * cpu::plane_block_bound(0, 0) + count * element_bytes;
+  return planes_start(blocks) + (blocks * cpu::kPlaneHead + count * element_bytes + 3) / 4 * 4;  // only the last block can need filling up
 }
 
 extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_t capacity, int64_t* nbytes, void*) {
@@ -156,7 +157,7 @@ extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_
   const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock, start = planes_start(blocks);
   std::memset(to, 0, static_cast<size_t>(kHeader));
   std::memcpy(to, kMagic, 4);
-  to[4] = 1, to[5] = static_cast<uint8_t>(element);
+  to[4] = kVersion, to[5] = static_cast<uint8_t>(element);
   std::memcpy(to + 8, &count, 8);
   const uint8_t* from = bytes_of<const uint8_t>(*x);
   const auto pack = cpu::kernels().pack_planes;

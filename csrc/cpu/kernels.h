@@ -105,8 +105,8 @@ struct Kernels {
 constexpr int64_t kClassTile = 1024;
 constexpr int64_t kRowChunk = 64;
 
-constexpr int64_t kPlaneBlock = 1024;
-constexpr int64_t kPlaneHead = 10;
+constexpr int64_t kPlaneBlock = 2048;
+constexpr int64_t kPlaneHead = 12;
 constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (kPlaneHead + n * width + 3) / 4 * 4; }
 
 constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }

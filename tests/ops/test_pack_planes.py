@@ -11,7 +11,7 @@ from fastee import ops, reference
 from fastee.kernels import numba
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SIZES = [0, 1, 7, 63, 64, 65, 1023, 1024, 1025, 5000]
+SIZES = [0, 1, 7, 63, 64, 65, 511, 512, 1025, 2047, 2048, 2049, 5000]
 
 
 def bits(x):
@@ -26,7 +26,7 @@ def any_bits(count, dtype, seed=0):
 def activations(count, dtype):
     x = torch.randn(count, generator=torch.Generator().manual_seed(1))
     x[::5] = 0.0
-    x[3::97] *= 1e-6  # escapes
+    x[3::97] *= 1e-6 if count % 3 else 1e-3  # escapes far below the others, as bytes, or nearer, as nibbles
     return x.relu().to(dtype) if count % 2 else x.to(dtype)
 
 
@@ -43,7 +43,7 @@ def test_bytes_are_those_of_the_definition_and_come_back(way, size, dtype):
 
 def test_one_packs_another_unpacks(every_isa):
     for dtype in DTYPES:
-        x = torch.cat([activations(3000, dtype), any_bits(1500, dtype)])
+        x = torch.cat([activations(5000, dtype), any_bits(3000, dtype)])
         packed = every_isa(lambda x=x: ops.pack_planes(x).data)
         for _, data in packed:
             assert torch.equal(data, packed[0][1])
@@ -55,18 +55,32 @@ def test_shapes_ranges_and_strides(way):
     x = activations(6 * 700, torch.bfloat16).view(6, 700)
     p = ops.pack_planes(x, backend=way)
     assert p.nbytes == p.data.numel() and torch.equal(ops.unpack_planes(p, backend=way), x)
-    for start, stop in ((0, 1), (1000, 1030), (1024, 2048), (4199, 4200), (17, 17), (0, 4200)):
+    for start, stop in ((0, 1), (2000, 2070), (2048, 4096), (4199, 4200), (17, 17), (0, 4200)):
         assert torch.equal(bits(ops.unpack_planes(p.data, start, stop, backend=way)), bits(x)[start:stop])
     assert torch.equal(ops.unpack_planes(ops.pack_planes(x.t(), backend=way), backend=way), x.t())
     assert ops.unpack_planes(ops.pack_planes(torch.tensor(1.5), backend=way), backend=way).shape == ()
 
 
+@pytest.mark.parametrize(("reach", "form"), [(0, 2), (15, 2), (16, 1)])
+def test_escapes_are_nibbles_up_to_fifteen_apart(way, reach, form):
+    exponents = torch.arange(2048) % 7 + 200
+    exponents[[5, 900, 2000]] = torch.tensor([10 + reach, 10, 10 + reach])
+    x = (exponents << 7).to(torch.int16).view(torch.bfloat16)
+    p = ops.pack_planes(x, backend=way)
+    block = p.data[24:].tolist()
+    assert block[7:12] == [form, 3, 0, 10 if form == 2 else 0, 0]
+    assert block[12 + 768 + 2048 :] == ([reach, reach, 0, 0] if form == 2 else [10 + reach, 10, 10 + reach, 0])
+    assert torch.equal(bits(ops.unpack_planes(p, backend=way)), bits(x))
+    p.data[24 + 10] = 250  # damaged: a lowest exponent so high that the nibbles pass 255 and come round
+    assert torch.equal(bits(ops.unpack_planes(p, backend=way)), bits(reference.unpack_planes(p.data)))
+
+
 def test_it_shrinks_what_looks_like_activations_and_nothing_grows_by_much():
     x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
-    for dtype, most in ((torch.bfloat16, 0.72), (torch.float32, 0.87), (torch.float16, 0.92)):
+    for dtype, most in ((torch.bfloat16, 0.70), (torch.float32, 0.85), (torch.float16, 0.89)):
         assert ops.pack_planes(x.relu().to(dtype)).nbytes < most * x.numel() * dtype.itemsize
     noise = any_bits(1 << 16, torch.bfloat16)
-    assert ops.pack_planes(noise).nbytes < 1.011 * noise.nbytes
+    assert ops.pack_planes(noise).nbytes < 1.005 * noise.nbytes
 
 
 @given(st.binary(max_size=3000), st.sampled_from(DTYPES))
@@ -80,7 +94,7 @@ def test_any_bits_survive(raw, dtype):
 @given(st.data())
 @settings(max_examples=50, deadline=None)
 def test_damaged_bytes_never_crash(data):
-    good = ops.pack_planes(activations(1500, data.draw(st.sampled_from(DTYPES)))).data.clone()
+    good = ops.pack_planes(activations(data.draw(st.sampled_from([1500, 3000])), data.draw(st.sampled_from(DTYPES)))).data.clone()
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, min(len(good) - 1, data.draw(st.sampled_from([40, 10_000])))))] = data.draw(st.integers(0, 255))
     bad = good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good

@@ -6,7 +6,7 @@ import numpy as np
 
 from ._jit import inline, kernel
 
-BLOCK, HEAD = 1024, 10  # values, bytes
+BLOCK, HEAD = 2048, 12  # values, bytes
 
 
 @inline
@@ -34,7 +34,7 @@ def pack_block(v, kind, seen, code, out):
     n, width, step = v.size, 4 if kind == 0 else 2, 8 * ((v.size + 63) // 64)
     seen[:] = 0
     code[:] = 7
-    for i in range(0, n, 2):
+    for i in range(0, n, n // 512 | 1):
         seen[exponent_of(np.int64(v[i]), kind)] += 1
     table = np.empty(7, np.uint8)
     for c in range(7):
@@ -45,25 +45,35 @@ def pack_block(v, kind, seen, code, out):
         seen[best] = -1
         code[best] = c
         table[c] = best
-    escapes = 0
+    escapes, lowest, highest = 0, 255, 0
     for i in range(n):
-        escapes += code[exponent_of(np.int64(v[i]), kind)] == 7
+        exponent = exponent_of(np.int64(v[i]), kind)
+        if code[exponent] == 7:
+            escapes += 1
+            lowest, highest = min(lowest, exponent), max(highest, exponent)
+    lowest = lowest if escapes else 0
+    narrow = highest - lowest < 16
     low = HEAD + 3 * step * (2 if kind == 2 else 1)
     end = low + n * (3 if kind == 0 else 1)
-    if end + escapes - HEAD >= n * width:
+    listed = (escapes + 1) // 2 if narrow else escapes
+    if end + listed - HEAD >= n * width:
         for i in range(n):
             for k in range(width):
                 out[HEAD + i * width + k] = np.uint8((np.int64(v[i]) >> (8 * k)) & 255)
         return (HEAD + n * width + 3) // 4 * 4
     out[:7] = table
-    out[7], out[8], out[9] = 1, np.uint8(escapes & 255), np.uint8(escapes >> 8)
-    escape = end
+    out[7], out[8], out[9] = 2 if narrow else 1, np.uint8(escapes & 255), np.uint8(escapes >> 8)
+    out[10] = lowest if narrow else 0
+    escape = 0
     for i in range(n):
         value = np.int64(v[i])
         exponent = exponent_of(value, kind)
         put_planes(code[exponent], i, step, HEAD, out)
         if code[exponent] == 7:
-            out[escape] = exponent
+            if narrow:
+                out[end + escape // 2] |= np.uint8((exponent - lowest) << (4 * (escape & 1)))
+            else:
+                out[end + escape] = exponent
             escape += 1
         top = (value >> 16) if kind == 0 else value
         if kind == 2:
@@ -73,7 +83,7 @@ def pack_block(v, kind, seen, code, out):
             out[low + i] = np.uint8((top & 0x7F) | ((top >> 8) & 0x80))
         if kind == 0:
             out[low + n + 2 * i], out[low + n + 2 * i + 1] = np.uint8(value & 255), np.uint8((value >> 8) & 255)
-    return (end + escapes + 3) // 4 * 4
+    return (end + listed + 3) // 4 * 4
 
 
 @kernel("i8(u4[::1], i8, u4[::1], u1[::1])")
@@ -101,18 +111,23 @@ def unpack_block(data, n, kind, out):
     escapes = np.int64(data[8]) | (np.int64(data[9]) << 8)
     low = HEAD + 3 * step * (2 if kind == 2 else 1)
     end = low + n * (3 if kind == 0 else 1)
-    if data[7] != 1 or data.size != (end + escapes + 3) // 4 * 4:
+    narrow = data[7] == 2
+    listed = (escapes + 1) // 2 if narrow else escapes
+    if (data[7] != 1 and not narrow) or data.size != (end + listed + 3) // 4 * 4:
         return False
     found = 0
     for i in range(8 * step):
         found += take_planes(data, i, step, HEAD) == 7
     if found != escapes:
         return False
-    escape = end
+    escape = 0
     for i in range(n):
         code = take_planes(data, i, step, HEAD)
         if code == 7:
-            exponent = np.int64(data[escape])
+            if narrow:
+                exponent = (np.int64(data[10]) + ((np.int64(data[end + escape // 2]) >> (4 * (escape & 1))) & 15)) & 255
+            else:
+                exponent = np.int64(data[end + escape])
             escape += 1
         else:
             exponent = np.int64(data[code])
