@@ -52,8 +52,15 @@ def collect(net: EarlyExit, loader: Any, measure: str | None = None) -> tuple[np
 
     Scores come from the very kernels that decide at run time. `measure` None takes the network's.
     """
-    measure = net.measure if measure is None else measure
-    loader = loader_of(loader)
+    was, measure = net.measure, net.measure if measure is None else measure
+    net.set_rule(measure=measure)
+    try:
+        return _collect(net, loader_of(loader), measure)
+    finally:
+        net.set_rule(measure=was)
+
+
+def _collect(net: EarlyExit, loader: Any, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     device = next(net.heads.parameters()).device
     scores, labels, truth = [], [], []
     with eval_mode(net):
@@ -92,7 +99,7 @@ def calibrate(
             backbone's (``"agreement"``).
         confidence: the true drop is <= max_drop with at least this probability (see `fastee.calibration.thresholds`); None only
             holds it on these rows, which needs fewer of them and exits more.
-        measure: ``max_prob``, ``margin``, ``entropy`` or ``energy``.
+        measure: ``max_prob``, ``margin``, ``entropy``, ``energy``, ``patience``, or ``gate`` after ``fit(method="gated")``.
         objective: ``cost`` minimises multiply-adds, ``latency`` seconds of this machine at batch 1 (`EarlyExit.ensure_profile`).
 
     With too few rows for the guarantee all exits stay off, a warning and ``report.note`` say how many are needed.

@@ -50,6 +50,7 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     thresholds: list[float | None]  # null is +inf, which JSON lacks
     inputs_kind: str
     inputs: list[_Input]
+    gates: bool = False
 
 
 def architecture(backbone: nn.Module) -> str:
@@ -73,6 +74,7 @@ def save(net: EarlyExit, path: str | os.PathLike, weights: str = "heads") -> Non
         net.options["pool"], net.options["norm"], net.options["mask"], net.num_classes, net.measure,
         [None if t == math.inf else t for t in net.thresholds], net.inputs.kind,
         [_Input(n, str(v.dtype).removeprefix("torch."), list(v.shape[1:])) for n, v in zip(net.inputs.names, net.inputs.example, strict=True)],
+        all(h.gate is not None for h in net.heads),
     )  # fmt: skip
     path = Path(path)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _tensors(net, weights).items()}
@@ -108,6 +110,9 @@ def load(path: str | os.PathLike, backbone: nn.Module, example: Any = None, stri
             backbone, header.exits, header.num_classes, _example(path, header, backbone) if example is None else example,
             pool=header.pool, norm=header.norm, mask=header.mask,
         )  # fmt: skip
+        if header.gates:
+            for head in net.heads:
+                head.add_gate()
         net.set_rule(measure=header.measure, thresholds=[math.inf if t is None else t for t in header.thresholds])
     except CannotCut:
         raise

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from fastee import ops
 from fastee.errors import did_you_mean
+from fastee.nn import history
 from fastee.nn.deadline import make_scheduler, run_deadline
 from fastee.nn.heads import ExitHead
 from fastee.nn.result import End, ExitResult, Parts, Whole
 from fastee.nn.segment import Segment
 from fastee.nn.trace import Inputs, eval_mode, logits_of, watching
+from fastee.ops.results import ExitStepResult
 from fastee.scheduling import Profile, QoS, Scheduler, profile
 
-MEASURES = ("max_prob", "margin", "entropy", "energy")
+MEASURES = ("max_prob", "margin", "entropy", "energy", *history.MEASURES)
 
 
 class Constants(nn.Module):
@@ -79,6 +81,10 @@ class EarlyExit(nn.Module):
     def set_rule(self, measure: str | None = None, thresholds=None) -> EarlyExit:
         """Set the measure and one threshold per exit (larger score = more confident; +inf = off) and return the network.
 
+        ``max_prob``, ``margin``, ``entropy`` (its negative) and ``energy`` judge one exit's logits; ``patience`` counts the exits before
+        that agree, ``gate`` (``fit(method="gated")``, thresholds 0) weighs all exits so far. At the backbone's end the
+        confidence of these two is max_prob.
+
         >>> import fastee, torch
         >>> body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> net = fastee.attach(body, exits=["1"], num_classes=3, example=torch.zeros(1, 4))
@@ -90,6 +96,8 @@ class EarlyExit(nn.Module):
                 raise TypeError(f"measure: expected one of {list(MEASURES)}, got {type(measure).__name__} {measure!r}")
             if measure not in MEASURES:
                 raise ValueError(f"measure: expected one of {list(MEASURES)}, got {measure!r}{did_you_mean(measure, MEASURES)}")
+        if measure == "gate" and any(head.gate is None for head in self.heads):
+            raise ValueError("measure: 'gate' needs trained gates; run fastee.fit(net, loader, method='gated') first")
         values = self._thresholds
         if thresholds is not None:
             if isinstance(thresholds, (str, bytes)) or not hasattr(thresholds, "__iter__"):
@@ -115,7 +123,14 @@ class EarlyExit(nn.Module):
         """Run segment `i` (0..K) on a carry: tensors with the batch on dimension 0, ``carry[0]`` is what head i-1 read.
 
         Segment 0 takes the tuple of the model's inputs; the last segment returns ``(logits,)``. Pure: the carry is not written.
+        Under ``patience`` and ``gate`` the carry ends with what the exits said so far (int32 [B, K]), which `exit_step` fills in.
         """
+        if self._measure in history.MEASURES:
+            said = carry[-1] if i else history.blank(carry[0].shape[0], self.num_exits, carry[0].device)
+            return self._body(i, carry[:-1] if i else carry) + ((said,) if i < self.num_exits else ())
+        return self._body(i, carry)
+
+    def _body(self, i: int, carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self._compile_options is not None:
             return self._compiled_segment(i)(*carry)
         modules = self._modules
@@ -126,10 +141,17 @@ class EarlyExit(nn.Module):
     ):
         """Return the decision of exit `i` (0..K-1) on a carry, with the current measure and threshold unless given; see ``fastee.ops.exit_step``."""
         place = self._mask_places[i]
-        return self._modules["heads"][i].step(
-            carry[0], measure or self._measure, self._thresholds[i] if threshold is None else threshold,
-            mask=None if place is None else carry[place], logits=logits,
-        )  # fmt: skip
+        head, measure = self._modules["heads"][i], measure or self._measure
+        threshold, mask = self._thresholds[i] if threshold is None else threshold, None if place is None else carry[place]
+        if measure not in history.MEASURES:
+            return head.step(carry[0], measure, threshold, mask=mask, logits=logits)
+        if self._measure != measure:
+            raise ValueError(f"measure: {measure!r} needs a carry that remembers; set_rule(measure={measure!r}) before segment 0 runs")
+        step = head.step(carry[0], "max_prob", math.inf, mask=mask, logits=True)
+        score = history.remember(measure, carry[-1], i, step, head.gate)
+        exits = score >= threshold
+        index, count = ops.compact(~exits)
+        return ExitStepResult(step.label, score, exits, step.stats, index, count, step.logits)
 
     def segment(self, i: int) -> nn.Module:
         """Return segment `i` as a module with only the submodules it needs (shared, not copied), e.g. for ``torch.export``."""

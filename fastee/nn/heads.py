@@ -30,7 +30,8 @@ class ExitHead(nn.Module):
     """An exit's classifier: pool, optional norm, linear to C classes.
 
     ``pool``: ``mean`` ([B,D,*spatial]), ``mean_tokens``, ``cls``, ``last`` ([B,T,D]) or ``none`` ([B,D]). ``norm``: ``batch``
-    (folded into the linear layer at inference), ``layer``, ``rms`` or None. Weights are fp32 unless moved.
+    (folded into the linear layer at inference), ``layer``, ``rms`` or None. Weights are fp32 unless moved. ``.gate``: None, or what
+    `add_gate` made for the measure ``gate``.
 
     >>> import torch
     >>> from fastee.nn import ExitHead
@@ -48,7 +49,15 @@ class ExitHead(nn.Module):
         makers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": lambda d: nn.RMSNorm(d, eps=1e-5)}
         self.norm = makers[norm](features) if norm else None
         self.linear = nn.Linear(features, num_classes)
+        self.gate: nn.Linear | None = None
         self._folded: tuple[Any, Tensor, Tensor] | None = None
+
+    def add_gate(self) -> nn.Linear:
+        """Give the head a gate (4 confidence numbers -> 1, see `fastee.nn.history.gate_features`) unless it has one, and return it."""
+        if self.gate is None:
+            weight = self.linear.weight
+            self.gate = nn.Linear(4, 1).to(weight.device, weight.dtype)
+        return self.gate
 
     def pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the features [B, D] that norm and linear read."""

@@ -99,7 +99,7 @@ def test_latency_counts_this_machines_seconds():
 
 
 BAD = [
-    (dict(measure="max_probs"), ValueError, "measure: expected one of ['max_prob', 'margin', 'entropy', 'energy'], got 'max_probs', did you mean 'max_prob'?"),
+    (dict(measure="max_probs"), ValueError, "measure: expected one of ['max_prob', 'margin', 'entropy', 'energy', 'patience', 'gate'], got 'max_probs', did you mean 'max_prob'?"),
     (dict(risk="acuracy"), ValueError, "risk: expected one of ['accuracy', 'agreement'], got 'acuracy', did you mean 'accuracy'?"),
     (dict(objective="speed"), ValueError, "objective: expected one of ['cost', 'latency'], got 'speed'"),
     (dict(max_drop=2), ValueError, "max_drop: expected a number in [0, 1], got 2.0"),

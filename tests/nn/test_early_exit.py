@@ -230,8 +230,8 @@ def test_set_rule_keeps_what_is_not_given(net):
 
 
 BAD_RULES = [
-    (dict(measure="max_probs"), ValueError, "measure: expected one of ['max_prob', 'margin', 'entropy', 'energy'], got 'max_probs', did you mean 'max_prob'?"),
-    (dict(measure=3), TypeError, "measure: expected one of ['max_prob', 'margin', 'entropy', 'energy'], got int 3"),
+    (dict(measure="max_probs"), ValueError, "measure: expected one of ['max_prob', 'margin', 'entropy', 'energy', 'patience', 'gate'], got 'max_probs', did you mean 'max_prob'?"),
+    (dict(measure=3), TypeError, "measure: expected one of ['max_prob', 'margin', 'entropy', 'energy', 'patience', 'gate'], got int 3"),
     (dict(thresholds=[0.5]), ValueError, "thresholds: expected 2 numbers, one per exit ['layer1', 'layer2'], got 1"),
     (dict(thresholds=[0.5, math.nan]), ValueError, "thresholds: the threshold of exit 'layer2' is NaN, expected a number or inf"),
     (dict(thresholds=0.5), TypeError, "thresholds: expected 2 numbers, one per exit, got 0.5"),

@@ -124,7 +124,7 @@ def test_a_model_of_two_inputs():
 
 X, Y = data(8).tensors
 BAD = [
-    (dict(method="frosen"), ValueError, "method: expected one of ['frozen', 'joint'], got 'frosen', did you mean 'frozen'?"),
+    (dict(method="frosen"), ValueError, "method: expected one of ['frozen', 'joint', 'distill', 'gated'] or an object of fastee.training, got 'frosen', did you mean 'frozen'?"),
     (dict(epochs=0), ValueError, "epochs: expected an integer >= 1, got 0"),
     (dict(epochs=1.5), ValueError, "epochs: expected an integer >= 1, got 1.5"),
     (dict(lr=-1), ValueError, "lr: expected a positive number, got -1.0"),
