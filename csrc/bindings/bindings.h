@@ -8,6 +8,7 @@ class Scheduler;
 
 namespace fastee::bindings {
 
+void bind_net(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_sim(pybind11::module_& m);
 void bind_spatial(pybind11::module_& m);

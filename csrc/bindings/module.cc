@@ -482,6 +482,7 @@ PYBIND11_MODULE(_C, m) {
       .def("next_tick", [](const Bound& self) { return self.core->next_tick(); })
       .def("admit_interval", [](const Bound& self) { return self.core->admit_interval(); })
       .def("snapshot", &snapshot);
+  fastee::bindings::bind_net(m);
   fastee::bindings::bind_plan(m);
   fastee::bindings::bind_sim(m);
   fastee::bindings::bind_spatial(m);
