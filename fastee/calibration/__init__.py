@@ -1,6 +1,10 @@
-"""Thresholds under a budget: ``calibrate`` for a network, ``thresholds`` for arrays."""
+"""Thresholds under a budget: ``calibrate`` for a network, ``thresholds`` for arrays, ``watch`` for what happens afterwards."""
 
 from fastee.calibration.calibrate import CalibrationReport, calibrate, collect
+from fastee.calibration.temperature import reliability, temperature
 from fastee.calibration.thresholds import ThresholdReport, thresholds
+from fastee.calibration.watch import DriftTest, Watch, watch
 
-__all__ = ["CalibrationReport", "ThresholdReport", "calibrate", "collect", "thresholds"]
+__all__ = [
+    "CalibrationReport", "DriftTest", "ThresholdReport", "Watch", "calibrate", "collect", "reliability", "temperature", "thresholds", "watch",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tests of "the true drop is larger than allowed", valid for any sample size, and how many samples they need."""
+"""Tests of "the true drop is larger than allowed", valid for any sample size, what they bound, and how many samples they need."""
 
 from __future__ import annotations
 
@@ -50,6 +50,38 @@ def p_values(loss: np.ndarray, limit: float, signed: bool) -> np.ndarray:
     if not signed:
         return exact
     return np.minimum(1.0, 2.0 * np.minimum(exact, betting_p(loss, limit)))
+
+
+def hoeffding_bentkus_p(loss: np.ndarray, limit: float) -> np.ndarray:
+    """Return one p-value per column of loss [n, J] in [0, 1] for "its mean is > limit" (Bates et al., arXiv 2101.02703).
+
+    The smaller of exp(-n KL(min(mean, limit) || limit)) and e P(Bin(n, limit) <= ceil(n mean)).
+    """
+    n = len(loss)
+    if n == 0 or not 0 < limit < 1:
+        return np.full(loss.shape[1], 1.0 if limit < 1 else 0.0)
+    mean = np.minimum(loss.mean(axis=0), limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kl = np.where(mean > 0, mean * np.log(mean / limit), 0.0) + (1 - mean) * np.log1p(-mean) - (1 - mean) * math.log1p(-limit)
+    bentkus = math.e * binomial_tail(np.ceil(loss.sum(axis=0) - 1e-9).astype(int), n, limit)
+    return np.minimum(1.0, np.minimum(np.exp(-n * np.maximum(kl, 0.0)), bentkus))
+
+
+def conformal_risk(loss: np.ndarray) -> np.ndarray:
+    """Return for each column of loss [n, J] in [0, 1], ordered from cautious to bold, a bound on the expected loss of the next row
+    (conformal risk control, arXiv 2208.02814): n/(n+1) mean + 1/(n+1) of the losses made monotone along the columns."""
+    return (np.maximum.accumulate(loss, axis=1).sum(axis=0) + 1.0) / (len(loss) + 1)
+
+
+def upper_bound(loss: np.ndarray, level: float, signed: bool) -> float:
+    """Return what the mean of loss [n] stays under with probability 1 - `level`: the least limit that `p_values` rejects at `level`."""
+    low, high = 0.0, 1.0
+    if len(loss) == 0 or p_values(loss[:, None], 1 - 1e-9, signed)[0] > level:
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_values(loss[:, None], middle, signed)[0] > level else (low, middle)
+    return high
 
 
 def samples_needed(limit: float, level: float, signed: bool) -> int:

@@ -104,6 +104,36 @@ class Search:
         legal = [i for i, v in enumerate(values) if v[1] <= budget + 1e-12]
         return found[min(legal, key=lambda i: (values[i][0], i))]
 
+    def within_cost(self, budget: float) -> np.ndarray:
+        """Return thresholds of least loss among those found with mean cost <= budget, on a ladder of prices for a lost answer; when none
+        is that cheap, the exit with the least cost takes every row that it can judge."""
+        span = float(self.cost.max() - self.cost.min()) or 1.0
+        theta, best = np.full(self.k, OFF), None
+        for price in span * np.geomspace(1e3, 1e-3, 4 * PRICES):
+            theta = self.descend(theta, None, float(price))
+            cost, loss = self.value(theta)
+            if cost <= budget + 1e-12 and (best is None or loss < best[0]):
+                best = (loss, theta.copy())
+        if best is not None:
+            return best[1]
+        theta = np.full(self.k, OFF)
+        theta[int(np.argmin(self.cost[:-1]))] = -np.finfo(np.float64).max
+        return theta
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Return (mean cost, mean loss) along that ladder, from all exits off to bold, without points that another one beats in both."""
+        span = float(self.cost.max() - self.cost.min()) or 1.0
+        theta = np.full(self.k, OFF)
+        points = [self.value(theta)]
+        for price in span * np.geomspace(1e3, 1e-2, PRICES):
+            theta = self.descend(theta, None, float(price))
+            points.append(self.value(theta))
+        kept: list[tuple[float, float]] = []
+        for point in sorted(set(points)):
+            if not kept or point[1] < kept[-1][1]:
+                kept.append(point)
+        return kept
+
     def ladder(self, thresholds: np.ndarray, steps: int) -> list[np.ndarray]:
         """Return `steps` threshold vectors from cautious to `thresholds`: step j lets the most confident j/steps of the rows above
         each threshold pass."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fastee.calibration.risk import p_values, samples_needed
+from fastee.calibration.risk import conformal_risk, hoeffding_bentkus_p, p_values, samples_needed, upper_bound
 from fastee.calibration.search import OFF, Search, exits_of
 
 RUNGS = 40
+GUARANTEES = ("ltt", "hoeffding_bentkus", "crc")
 
 
 @dataclasses.dataclass
@@ -32,8 +33,8 @@ class ThresholdReport:
 
 
 def thresholds(
-    score: Any, correct: Any, cost: Any, max_drop: float = 0.01, confidence: float | None = 0.95, *, risk: str = "accuracy",
-    seed: int = 0,
+    score: Any, correct: Any, cost: Any, max_drop: float | None = 0.01, confidence: float | None = 0.95, *, risk: str = "accuracy",
+    guarantee: str = "ltt", max_cost: float | None = None, seed: int = 0,
 ) -> ThresholdReport:  # fmt: skip
     """Choose one threshold per exit: least mean cost such that the accuracy drop against the end is at most `max_drop`.
 
@@ -45,6 +46,10 @@ def thresholds(
         confidence: with at least this probability over the draw of the rows the true drop is <= max_drop; None only holds
             the drop on the given rows (and ``bound`` is +inf).
         risk: ``agreement`` promises that the last column is always true, which allows a sharper test.
+        guarantee: ``ltt`` as below, with exact binomial and betting tests; ``hoeffding_bentkus``, the same with that bound, as most papers print
+            it (never sharper); ``crc``, conformal risk control: the *expected* drop is <= max_drop, `confidence` plays no part.
+        max_cost: instead of `max_drop` (pass None): the least drop such that the mean cost on the rows is at most this; ``bound`` is then what the
+            true drop stays under with `confidence`, from the half of the rows that did not choose.
         seed: of the split below.
 
     The loss of a row is ``correct[end] - correct[exit taken]`` in {-1, 0, 1}. Method: Learn then Test (arXiv 2110.01052). One half of the
@@ -64,32 +69,49 @@ def thresholds(
     u, loss, c = _arrays(score, correct, cost)
     if risk not in ("accuracy", "agreement"):
         raise ValueError(f"risk: expected 'accuracy' or 'agreement', got {risk!r}")
+    if guarantee not in GUARANTEES:
+        raise ValueError(f"guarantee: expected one of {list(GUARANTEES)}, got {guarantee!r}")
+    if (max_drop is None) == (max_cost is None):
+        raise ValueError("max_drop: give either max_drop or max_cost, the other None")
     signed = risk == "accuracy"
     if not signed and (loss < 0).any():
         raise ValueError("correct: with risk='agreement' the last column (the end agrees with itself) must be all true")
-    max_drop = _share("max_drop", max_drop)
+    if max_drop is not None:
+        max_drop = _share("max_drop", max_drop)
     if confidence is not None:
         confidence = _share("confidence", confidence)
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, or None, got {confidence}")
     everything = Search(u, loss, c)
+    learn, test = halves(len(u), seed)
+    off = np.full(u.shape[1], OFF)
+    if max_cost is not None:
+        return _within_cost(everything, learn, test, max_cost, confidence, signed)
     if confidence is None:
         return _report(everything, everything.best(max_drop), math.inf, None, "")
     level = 1.0 - confidence
-    order = np.random.default_rng(seed).permutation(len(u))
-    learn, test = order[: len(u) // 2], order[len(u) // 2 :]
-    off = np.full(u.shape[1], OFF)
     if max_drop == 0:
         return _report(everything, off, 0.0, confidence, "no finite number of rows can guarantee max_drop=0; exits stay off")
-    needed = 2 * samples_needed(max_drop, level, signed)
-    short = f"max_drop={max_drop:g} with confidence {confidence:g} needs at least {needed} rows"
+    if guarantee == "crc":
+        needed, short = 2 * (math.ceil(1 / max_drop) - 1), f"max_drop={max_drop:g} in expectation"
+    else:
+        sharp = guarantee == "ltt"
+        needed = 2 * samples_needed(max_drop, level, signed and sharp)
+        short = f"max_drop={max_drop:g} with confidence {confidence:g}"
+    short += f" needs at least {needed} rows"
     if len(learn) == 0:
         return _report(everything, off, 0.0, confidence, f"{short}, got {len(u)}; exits stay off")
     search = Search(u[learn], loss[learn], c)
     rungs = search.ladder(search.best(max_drop), RUNGS)
     exits = np.stack([exits_of(everything.score[test], r) for r in rungs], axis=1)
-    p = p_values(loss[test][np.arange(len(test))[:, None], exits], max_drop, signed)
-    passed = int(np.argmax(p > level)) if (p > level).any() else len(rungs)
+    lost = loss[test][np.arange(len(test))[:, None], exits]
+    if guarantee == "crc":
+        fails = conformal_risk(np.maximum(lost, 0.0)) > max_drop
+    elif guarantee == "hoeffding_bentkus":
+        fails = hoeffding_bentkus_p(np.maximum(lost, 0.0), max_drop) > level
+    else:
+        fails = p_values(lost, max_drop, signed) > level
+    passed = int(np.argmax(fails)) if fails.any() else len(rungs)
     if passed == 0:
         why = f"{short}, got {len(u)}" if len(u) < needed else f"the most cautious thresholds already miss max_drop={max_drop:g} on {len(test)} test rows"
         return _report(everything, off, 0.0, confidence, f"{why}; exits stay off")
@@ -97,6 +119,26 @@ def thresholds(
     if not (rungs[best] < OFF).any():
         return _report(everything, off, 0.0, confidence, "no exit saves cost within the budget")
     return _report(everything, rungs[best], max_drop, confidence, "")
+
+
+def halves(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers of the half that chooses and of the half that tests."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return order[: rows // 2], order[rows // 2 :]
+
+
+def _within_cost(everything: Search, learn: np.ndarray, test: np.ndarray, max_cost: Any, confidence: float | None, signed: bool) -> ThresholdReport:
+    if isinstance(max_cost, bool) or not isinstance(max_cost, (int, float, np.floating, np.integer)):
+        raise TypeError(f"max_cost: expected a number, got {type(max_cost).__name__}")
+    if not max_cost >= everything.cost.min():
+        raise ValueError(f"max_cost: expected at least the cost of the cheapest exit, {everything.cost.min():g}, got {max_cost}")
+    if confidence is None or not len(learn):
+        return _report(everything, everything.within_cost(float(max_cost)), math.inf, confidence, "")
+    search = Search(everything.score[learn], everything.loss[learn], everything.cost)
+    theta = search.within_cost(float(max_cost))
+    lost = everything.loss[test, exits_of(everything.score[test], theta)]
+    bound = upper_bound(lost, 1.0 - confidence, signed) if (theta < OFF).any() else 0.0
+    return _report(everything, theta, bound, confidence, "")
 
 
 def _report(search: Search, theta: np.ndarray, bound: float, confidence: float | None, note: str) -> ThresholdReport:

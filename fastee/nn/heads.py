@@ -31,7 +31,8 @@ class ExitHead(nn.Module):
 
     ``pool``: ``mean`` ([B,D,*spatial]), ``mean_tokens``, ``cls``, ``last`` ([B,T,D]) or ``none`` ([B,D]). ``norm``: ``batch``
     (folded into the linear layer at inference), ``layer``, ``rms`` or None. Weights are fp32 unless moved. ``.gate``: None, or what
-    `add_gate` made for the measure ``gate``.
+    `add_gate` made for the measure ``gate``. ``.temperature`` divides the logits before confidences are taken (never the logits returned);
+    `fastee.calibrate(temperature=True)` sets it.
 
     >>> import torch
     >>> from fastee.nn import ExitHead
@@ -50,6 +51,7 @@ class ExitHead(nn.Module):
         self.norm = makers[norm](features) if norm else None
         self.linear = nn.Linear(features, num_classes)
         self.gate: nn.Linear | None = None
+        self.temperature = 1.0
         self._folded: tuple[Any, Tensor, Tensor] | None = None
 
     def add_gate(self) -> nn.Linear:
@@ -81,7 +83,7 @@ class ExitHead(nn.Module):
             mask = None
         elif mask is not None:
             mask = as_mask(mask)
-        return ops.exit_step(x, weight, bias, self.pool, norm, measure, threshold, mask=mask, logits=logits, backend=backend)
+        return ops.exit_step(x, weight, bias, self.pool, norm, measure, threshold, temperature=self.temperature, mask=mask, logits=logits, backend=backend)
 
     def fused(self) -> tuple[Tensor, Tensor, ops.Norm | None]:
         """Return (weight, bias, norm) as the fused op takes them; a batch norm is folded into weight and bias (in fp64)."""

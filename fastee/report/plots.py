@@ -160,3 +160,29 @@ def exit_histogram(rows: Sequence[Row], exit_names: Sequence[str]) -> bytes:
     axis.set_xlabel("samples (%) by the exit that answered")
     figure.legend(loc="outside lower center", ncols=len(names) + 1, frameon=False, fontsize=9)
     return _png(figure)
+
+
+def calibration_plot(report) -> bytes:
+    """Return a PNG of a `fastee.calibration.CalibrationReport`: drop against cost, reliability of each exit, rows per exit."""
+    figure, (trade, reliable, shares) = _figure(13, 4, 3)
+    if report.curve:
+        trade.plot([c for c, _ in report.curve], [100 * d for _, d in report.curve], color=_COLOURS[6], marker=".", label="other thresholds")
+    trade.plot([report.cost], [100 * report.drop], color=_COLOURS[4], marker="s", ls="", label="chosen")
+    if 0 < report.bound < 1:
+        trade.axhline(100 * report.bound, color=_COLOURS[0], ls="--", label=f"bound with confidence {report.confidence:g}")
+    trade.set(xlabel="mean cost (1 = the backbone alone)", ylabel="drop in points")
+    trade.legend(frameon=False)
+    reliable.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
+    for k, bins in enumerate(report.reliability):
+        colour, label = _COLOURS[k % len(_COLOURS)], f"exit {k}: error {report.calibration_error[k]:.3f}"
+        reliable.plot([u for u, _, _ in bins], [a for _, a, _ in bins], color=colour, marker=_MARKERS[k % len(_MARKERS)], ms=4, label=label)
+    if report.reliability:
+        reliable.legend(frameon=False)
+    else:
+        reliable.text(0.5, 0.5, f"{report.measure} is no probability", ha="center", va="center")
+    reliable.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    ends = len(report.exit_shares) - 1
+    names = [f"exit {k}" for k in range(ends)] + ["end"]
+    shares.bar(names, [100 * s for s in report.exit_shares], color=[_COLOURS[k % len(_COLOURS)] for k in range(ends)] + [_COLOURS[6]])
+    shares.set(ylabel="share of the rows in %")
+    return _png(figure)
