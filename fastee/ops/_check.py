@@ -11,7 +11,7 @@ from torch import Tensor
 from fastee.errors import did_you_mean
 from fastee.reference import Norm
 
-from .results import QuantizedRows
+from .results import ROWS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MEASURES = ("max_prob", "margin", "entropy", "energy")
@@ -106,7 +106,7 @@ def head(op: str, x: Any, weight: Any, bias: Any, pool: Any, norm_: Any, measure
     """Check the arguments of a head and return them normalised."""
     x = tensor(op, "x", x, FLOATS, "[B, D, ...]", tuple(range(2, 9)))
     given = weight
-    if isinstance(weight, QuantizedRows):
+    if isinstance(weight, ROWS):
         if weight.format != "int8" or weight.group is not None:
             raise ValueError(f"{op}: weight must be int8 with one scale per class, got {weight.format} with group {weight.group}")
         weight = tensor(op, "weight.data", weight.data, (torch.int8,), "[C, D]", 2)

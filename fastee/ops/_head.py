@@ -11,7 +11,7 @@ from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
 from . import _check, _cpu, _library, _numba
-from .results import ExitHeadResult, ExitStepResult, QuantizedRows
+from .results import ROWS, ExitHeadResult, ExitStepResult
 
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
 OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
@@ -28,18 +28,18 @@ def layout(x, weight, bias, pool, norm, measure, threshold, temperature, mask) -
 
 
 def cpu_declines(x, weight, bias, pool, norm, *rule) -> str | None:
-    w = weight.data if isinstance(weight, QuantizedRows) else weight
+    w = weight.data if isinstance(weight, ROWS) else weight
     return _cpu.floats(x, None if w is not weight else w, bias, *(norm or ())[1:3]) or layout(x, w, bias, pool, norm, *rule)
 
 
 def numba_declines(x, weight, bias, pool, norm, *rule) -> str | None:
-    if isinstance(weight, QuantizedRows):
+    if isinstance(weight, ROWS):
         return "int8 weights (this backend computes fp32)"
     return _numba.floats(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
 
 
 def dequantized(weight):
-    return reference.dequantize_rows(weight.data, weight.scale) if isinstance(weight, QuantizedRows) else weight
+    return reference.dequantize_rows(weight.data, weight.scale) if isinstance(weight, ROWS) else weight
 
 
 def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:

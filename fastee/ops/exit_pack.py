@@ -11,7 +11,7 @@ from . import _check, _cpu, _library, _numba
 from ._head import RULE, dequantized, layout, numba_declines
 from .exit_step import _op as _step
 from .quantize_rows import DTYPES, _check_quantize, _quantize
-from .results import ExitPackResult, QuantizedRows
+from .results import ROWS, ExitPackResult, QuantizedRows
 
 _direct = dispatch.direct("exit_pack")
 
@@ -26,7 +26,7 @@ def _check_args(x, weight, bias=None, pool="mean", norm=None, measure="max_prob"
 
 
 def _cpu_declines(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, format, group):
-    w = weight.data if isinstance(weight, QuantizedRows) else weight
+    w = weight.data if isinstance(weight, ROWS) else weight
     return (
         _cpu.plain(x, bias, *(norm or ())[1:3]) or _cpu.floats(None if w is not weight else w) or _cpu.contiguous_rows("x", x)
         or layout(x, w, bias, pool, norm, measure, threshold, temperature, mask)
@@ -36,7 +36,7 @@ def _cpu_declines(x, weight, bias, pool, norm, measure, threshold, temperature, 
 def _run_cpu(*args):
     x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, format, group = args
     keep = None if mask is None else mask.to(torch.uint8).contiguous()
-    result = native.hot.exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, keep, logits, format, group, QuantizedRows)
+    result = native.hot.exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, keep, logits, format, group)
     if result is None:
         raise RuntimeError(f"exit_pack: libfastee refused the call: {native.hot.last_error()}")
     return result
@@ -140,7 +140,7 @@ def exit_pack(
         args, _ = _check_args(x, weight, bias, pool, norm, measure, threshold, format, group=group, temperature=temperature, mask=mask, logits=logits)
         return _through_torch(*args)
     if _direct is not None and backend is None and mask is None:
-        result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, format, group, QuantizedRows)
+        result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, format, group)
         if result is not None:
             return result
     args, options = _check_args(x, weight, bias, pool, norm, measure, threshold, format, group=group, temperature=temperature, mask=mask, logits=logits)

@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 
 from . import _check, _cpu, _library, _numba
-from .results import QuantizedRows
+from .results import ROWS, QuantizedRows
 
 FORMATS = ("int8", "int4", "fp8_e4m3", "bf16")
 DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16}
@@ -30,7 +30,7 @@ def _check_quantize(x, format="int8", group=None):
 
 
 def _check_dequantize(q):
-    if not isinstance(q, QuantizedRows):
+    if not isinstance(q, ROWS):
         raise TypeError(f"dequantize_rows: q must be a QuantizedRows, got {_check.show(q)}")
     _check.word("dequantize_rows", "q.format", q.format, FORMATS)
     data, scale, group, format = q.data, q.scale, q.group, q.format
@@ -192,7 +192,7 @@ def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, 
     if _direct_quantize is not None and backend is None and not compiling:
         result = _direct_quantize(x, format, group)
         if result is not None:
-            return QuantizedRows(*result, format, group, x.shape)
+            return result
     args, options = _check_quantize(x, format, group)
     if compiling:
         return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group, tuple(args[0].shape))
@@ -207,8 +207,8 @@ def dequantize_rows(q: QuantizedRows, *, backend: str | None = None) -> Tensor:
     [[127.0, -127.0]]
     """
     compiling = is_compiling()
-    if _direct_dequantize is not None and backend is None and type(q) is QuantizedRows and not compiling:
-        result = _direct_dequantize(*q)
+    if _direct_dequantize is not None and backend is None and isinstance(q, ROWS) and not compiling:
+        result = _direct_dequantize(q)
         if result is not None:
             return result
     args, options = _check_dequantize(q)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastee import native
 from fastee.reference import RowStats
 
 
@@ -57,3 +58,6 @@ class QuantizedRows(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the payload and its scales."""
         return self.data.numel() * self.data.element_size() + self.scale.numel() * self.scale.element_size()
+
+
+ROWS = (QuantizedRows,) if native.hot is None else (QuantizedRows, native.hot.Rows)

@@ -1,13 +1,15 @@
 """compact, gather_rows, scatter_rows, pool, quantize_rows, dequantize_rows."""
 
+import gc
 import math
+import pickle
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastee import ops, reference
+from fastee import native, ops, reference
 from fastee.testing.inputs import edge_masks, edge_rows
 from fastee.testing.tolerances import assert_compacted, assert_quantized
 
@@ -236,3 +238,39 @@ def test_compact_touches_nothing_else(every_isa):
             assert_compacted(index, count, mask)
         for isa, (index, count) in every_isa(lambda mask=mask: ops.compact(mask)):
             assert torch.equal(index, reference.compact(mask).index) and count == int(mask.sum()), isa
+
+
+def test_native_rows_are_like_the_tuple_and_their_tensors_outlive_them():
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(3))
+    for format, group in (("int8", None), ("int8", 8), ("int4", 12), ("fp8_e4m3", None), ("bf16", None)):
+        want = ops.quantize_rows(x, format, group, backend="reference")
+        made = ops.quantize_rows(x, format, group)
+        copy = made if format == "fp8_e4m3" else pickle.loads(pickle.dumps(made))  # torch 2.13 cannot read back a pickled float8 tensor
+        for q in (made, copy):
+            data, scale, *rest = q
+            assert q._fields == want._fields and len(q) == 5 and rest == list(want[2:]) == list(q[2:]) and q.nbytes == want.nbytes
+            assert data.dtype == want.data.dtype and torch.equal(data.view(torch.uint8), want.data.view(torch.uint8)) and torch.equal(scale, want.scale)
+            assert torch.equal(ops.dequantize_rows(q), ops.dequantize_rows(want)) and q._replace(shape=None).shape is None
+            del q
+            gc.collect()
+            assert torch.equal(data.view(torch.uint8), want.data.view(torch.uint8)) and torch.equal(scale, want.scale)
+
+
+@pytest.mark.skipif(native.hot is None, reason=f"native parts: {native.reason.get('_hot')}")
+def test_without_the_exchange_table_results_are_the_same():
+    x, w = torch.randn(5, 8, 6, generator=torch.Generator().manual_seed(4)), torch.eye(8)[:3]
+    mask = torch.tensor([True, False, True])
+
+    def results():
+        rows = [ops.quantize_rows(x, format) for format in ("int8", "int4", "fp8_e4m3", "bf16")]
+        out = ops.exit_pack(x, w, threshold=0.5, logits=True)
+        return [*[t for q in rows for t in (q.data.view(torch.uint8), q.scale, ops.dequantize_rows(q))], out.label, out.logits, out.wire, out.packed.data, *ops.compact(mask)[:1]]
+
+    with_table = results()
+    assert native.hot.use_exchange_table(True), "this torch should have the table"
+    try:
+        assert not native.hot.use_exchange_table(False)
+        without = results()
+    finally:
+        native.hot.use_exchange_table(True)
+    assert all(torch.equal(a, b) for a, b in zip(with_table, without, strict=True))
