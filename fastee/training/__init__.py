@@ -1,7 +1,11 @@
 """Training of the exits: ``fit`` and the settings of its methods."""
 
 from fastee.training.fit import FitReport, fit
+from fastee.training.hierarchical import CutTimes, HierarchicalReport, choose_cut, cut_times, train_hierarchical
 from fastee.training.loop import TrainingDiverged
 from fastee.training.methods import Distill, Frozen, Gated, Joint
 
-__all__ = ["Distill", "FitReport", "Frozen", "Gated", "Joint", "TrainingDiverged", "fit"]
+__all__ = [
+    "CutTimes", "Distill", "FitReport", "Frozen", "Gated", "HierarchicalReport", "Joint", "TrainingDiverged", "choose_cut", "cut_times", "fit",
+    "train_hierarchical",
+]  # fmt: skip
