@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 choice = os.environ.get("FASTEE_BUILD", "auto")
 if choice not in ("auto", "cpu", "cuda", "none"):
@@ -19,4 +19,9 @@ if not native:
         "`pip install --force-reinstall --no-deps .`",
         file=sys.stderr,
     )
-setup(**({"cmake_source_dir": "."} if native else {}))
+# `fastee bench` is the checkout's benchmarks folder, installed as fastee.benchmarks
+setup(
+    packages=[*find_packages(include=["fastee", "fastee.*"]), "fastee.benchmarks", "fastee.benchmarks.peers"],
+    package_dir={"fastee.benchmarks": "benchmarks"},
+    **({"cmake_source_dir": "."} if native else {}),
+)

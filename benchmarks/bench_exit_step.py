@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import fastee
-from benchmarks.shapes import HEADLINE, Shape, select
 from fastee.testing.bench import Case, Context, Group
+
+from .shapes import HEADLINE, Shape, select
 
 POOLS = {
     "mean": lambda x: x.mean((2, 3)),

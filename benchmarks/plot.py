@@ -44,6 +44,24 @@ def _draw(rows: list[Row], op: str, path: Path) -> None:
     figure.savefig(path)
 
 
+def _codecs(rows: list[Row], path: Path) -> None:
+    """Stored share against speed, one panel per op and type: the best is at the lower right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((r.op, r.dtype) for r in rows))
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    providers = list(dict.fromkeys(r.provider for r in rows))
+    for axes, (op, dtype) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for i, provider in enumerate(providers):
+            mine = [r for r in rows if (r.op, r.dtype, r.provider) == (op, dtype, provider)]
+            axes.plot([r.gbps for r in mine], [r.ratio for r in mine], "o", ms=5, color=COLOURS.get(provider, f"C{i}"), label=provider)
+        axes.set(xscale="log", xlabel="GB/s of raw values", ylabel="stored bytes / raw bytes", title=f"{op} {dtype}")
+    axes.legend(fontsize=7)
+    figure.savefig(path)
+
+
 def plot(results: Path) -> list[Path]:
     """Write ``plots/<machine>-<op>.svg`` for the latest row of every measurement and return the paths."""
     files = sorted(Path(results).glob("*.jsonl"))
@@ -51,10 +69,16 @@ def plot(results: Path) -> list[Path]:
         raise ValueError(f"no results in {results}: run `python -m benchmarks run all` first")
     made = []
     for file in files:
-        rows = [r for r in latest(read_rows(file)).values() if r.p50_us is not None]
+        every = [r for r in latest(read_rows(file)).values() if r.p50_us is not None]
+        rows = [r for r in every if not r.peer]
         for op in dict.fromkeys(r.op for r in rows):
             path = file.parent / "plots" / f"{file.stem}-{op}.svg"
             path.parent.mkdir(exist_ok=True)
             _draw([r for r in rows if r.op == op], op, path)
             made.append(path)
+        coded = [r for r in every if r.ratio is not None and r.gbps]
+        if coded:
+            made.append(file.parent / "plots" / f"{file.stem}-codecs.svg")
+            made[-1].parent.mkdir(exist_ok=True)
+            _codecs(coded, made[-1])
     return made

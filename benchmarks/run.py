@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fastee.errors import did_you_mean
@@ -28,7 +29,7 @@ def load(op: str) -> Callable[[Context], Iterator[Group]]:
     """Return the ``cases`` function of bench_<op>.py."""
     if op not in ops():
         raise ValueError(f"op: got {op!r}, expected one of {', '.join(ops())}{did_you_mean(op, ops())}")
-    return importlib.import_module(f"benchmarks.bench_{op}").cases
+    return importlib.import_module(f"{__package__}.bench_{op}").cases
 
 
 def countable(group: Group) -> bool:
@@ -41,7 +42,7 @@ def _counts(op: str, ctx: Context) -> tuple[dict[tuple, float], str]:
     reason = instructions.unavailable()
     if reason:
         return {}, reason
-    with_names = instructions.count_named(["-m", "benchmarks", "_count", op, ctx.shapes])
+    with_names = instructions.count_named(["-m", __package__, "_count", op, ctx.shapes])
     return {tuple(json.loads(name)): n for name, n in with_names.items()}, ""
 
 
@@ -56,45 +57,57 @@ def count_all(op: str, shapes: str) -> None:
                 print(json.dumps([group.op, group.shape, group.regime, case.provider]), flush=True)
 
 
-def run(names: list[str], ctx: Context, results: Path | None, with_instructions: bool, console: Console, emit: Callable[[Row], None]) -> list[Row]:
-    """Run the ops, hand each row to `emit` as it is made, append rows to ``<results>/<machine>.jsonl`` unless `results` is None."""
-    here, roofs, rows = machine(), Roofs(0.02 if ctx.quick else 0.05), []
+def run(
+    cases: dict[str, Callable[[Context], Iterator[Group]]], ctx: Context, results: Path | None, console: Console, emit: Callable[[Row], None],
+    command: str | None = None, with_instructions: bool = False,
+) -> list[Row]:  # fmt: skip
+    """Time the groups of every op, hand each row to `emit` as it is made, append rows to ``<results>/<machine>.jsonl`` unless `results` is None."""
+    here, roofs, rows = machine(command), Roofs(0.02 if ctx.quick else 0.05), []
     seconds, warmup = (0.1, 0.05) if ctx.quick or ctx.shapes == "all" else (0.6, 0.2)
-    for op in names:
-        cases = load(op)
-        counts, reason = _counts(op, ctx) if with_instructions else ({}, "")
-        for group in cases(ctx):
-            console.print(f"[dim]{group.op} {group.shape} {group.dtype} {group.regime}[/dim]", highlight=False)
-            made = measure(group, roofs, here, seconds, warmup)
-            for row in made:
-                row.instructions = counts.get((row.op, row.shape, row.regime, row.provider))
-                if with_instructions:
-                    row.instructions_note = reason or ("callgrind; it hides AVX-512" if row.instructions else "not counted for this provider or size")
-                emit(row)
-            if results:
-                append_rows(results / f"{here.slug}.jsonl", made)
-            rows += made
+    # drawn between the groups only: a thread that refreshes the bar would be timed with them
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, auto_refresh=False, transient=True)
+    with bar:
+        task = bar.add_task("", total=len(cases))
+        for op, groups in cases.items():
+            counts, reason = _counts(op, ctx) if with_instructions else ({}, "")
+            for group in groups(ctx):
+                name = f"{group.op} {group.shape} {group.dtype} {group.regime}"
+                if console.is_terminal:
+                    bar.update(task, description=name, refresh=True)
+                else:
+                    console.print(name, highlight=False)
+                made = measure(group, roofs, here, seconds, warmup)
+                for row in made:
+                    row.instructions = counts.get((row.op, row.shape, row.regime, row.provider))
+                    if with_instructions:
+                        row.instructions_note = reason or ("callgrind; it hides AVX-512" if row.instructions else "not counted for this provider or size")
+                    emit(row)
+                if results:
+                    append_rows(results / f"{here.slug}.jsonl", made)
+                rows += made
+            bar.advance(task)
     return rows
 
 
 def show(rows: list[Row], console: Console) -> None:
     """Print rows and every bar's verdict."""
+    fmt = lambda v, spec: "" if v is None else format(v, spec)
+    columns = {
+        "p50 us": [fmt(r.p50_us, ".3f") for r in rows], "p99 us": [fmt(r.p99_us, ".3f") for r in rows], "min us": [fmt(r.min_us, ".3f") for r in rows],
+        "speed-up": [fmt(r.speedup, ".2f") + "x" * (r.speedup is not None) for r in rows], "ratio": [fmt(r.ratio, ".3f") for r in rows],
+        "GB/s": [fmt(r.gbps, ".2f") for r in rows], "floor us": [fmt(r.floor_us, ".3f") for r in rows],
+        "of roof": [fmt(r.roof_share, ".0%") for r in rows], "instr": [fmt(r.instructions, ",.0f") for r in rows],
+    }  # fmt: skip
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("op", "shape", "provider"):
-        table.add_column(name, overflow="fold")
-    for name in ("p50 us", "p99 us", "min us", "speed-up", "GB/s", "floor us", "of roof", "instr"):
+        table.add_column(name, overflow="fold", no_wrap=name != "shape")
+    for name in columns:
         table.add_column(name, justify="right")
     table.add_column("path")
-    fmt = lambda v, spec: "" if v is None else format(v, spec)
-    for r in rows:
+    for r, *cells in zip(rows, *columns.values(), strict=True):
         shape = r.shape + (" cold" if r.regime == "cold" else "")
-        if r.skipped:
-            table.add_row(r.op, shape, r.provider, *[""] * 8, f"skipped: {r.skipped}")
-            continue
-        table.add_row(
-            r.op, shape, r.provider, fmt(r.p50_us, ".3f"), fmt(r.p99_us, ".3f"), fmt(r.min_us, ".3f"), fmt(r.speedup, ".2f") + "x",
-            fmt(r.gbps, ".2f"), fmt(r.floor_us, ".3f"), fmt(r.roof_share, ".0%"), fmt(r.instructions, ",.0f"), r.note,
-        )  # fmt: skip
+        table.add_row(r.op, shape, r.provider, *cells, f"skipped: {r.skipped}" if r.skipped else r.note)
     console.print(table)
     verdict = {True: "[green]met[/green]", False: "[red]missed[/red]", None: "[yellow]not measured[/yellow]"}
     bars = [(r, b) for r in rows for b in r.bars]

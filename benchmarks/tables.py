@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md, between its markers, from the rows in results/ and from nothing else."""
+"""Writes the tables of docs/benchmarks.md and README.md, between their markers, from the rows in results/ and from nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastee.testing.rows import Row, latest, read_rows
 
 BEGIN, END = "<!-- tables: begin, written by `python -m benchmarks table` -->", "<!-- tables: end -->"
 HEAD_BEGIN, HEAD_END = "<!-- headline: begin, written by `python -m benchmarks table` -->", "<!-- headline: end -->"
+PEER_BEGIN, PEER_END = "<!-- peers: begin, written by `python -m benchmarks table` -->", "<!-- peers: end -->"
 MAX_SHAPES = 16  # per op; the page says how the others did
 
 
@@ -19,16 +20,17 @@ def _number(value: float | None, spec: str) -> str:
     return "" if value is None else format(value, spec)
 
 
-def _op(op: str, rows: list[Row]) -> list[str]:
+def _op(op: str, rows: list[Row], title: str = "") -> list[str]:
     shapes = list(dict.fromkeys((r.shape, r.dtype, r.regime) for r in rows))
     shown, every = set(shapes[:MAX_SHAPES]), rows
     rows = [r for r in rows if (r.shape, r.dtype, r.regime) in shown]
-    instructions = any(r.instructions for r in rows)
-    head = ["shape", "provider", "p50 us", "p99 us", "min us", "speed-up", "GB/s", "floor us", "of roof", *(["instr."] if instructions else []), "path"]
-    out = [f"#### {op}", "", _line(*head), _line("---", "---", *["---:"] * (len(head) - 3), "---")]
+    more = {"ratio": lambda r: _number(r.ratio, ".3f"), "instr.": lambda r: _number(r.instructions, ",.0f")}
+    more = {name: show for name, show in more.items() if any(map(show, rows))}
+    head = ["shape", "provider", "p50 us", "p99 us", "min us", "speed-up", "GB/s", "floor us", "of roof", *more, "path"]
+    out = [f"#### {title or op}", "", _line(*head), _line("---", "---", *["---:"] * (len(head) - 3), "---")]
     for r in rows:
         shape = f"{r.shape} {r.dtype}" + (", cold" if r.regime == "cold" else "")
-        extra = [_number(r.instructions, ",.0f")] if instructions else []
+        extra = [show(r) for show in more.values()]
         if r.skipped:
             out.append(_line(shape, r.provider, *[""] * (7 + len(extra)), f"skipped: {r.skipped}"))
             continue
@@ -49,42 +51,99 @@ def _op(op: str, rows: list[Row]) -> list[str]:
     return [*out, "", *(["| shape | bar | measured | verdict |", "|---|---|---:|---|", *bars, ""] if bars else [])]
 
 
-def tables(results: Path) -> str:
-    """Return the Markdown of all results files: per machine and op the latest row of every measurement, and every bar's verdict."""
+def _machines(results: Path) -> dict[str, list[Row]]:
+    """Return the latest row of every measurement by machine, the machine measured last first."""
     files = sorted(Path(results).glob("*.jsonl"))
     if not files:
         raise ValueError(f"no results in {results}: run `python -m benchmarks run all` first")
+    found = {file.stem: list(latest(read_rows(file)).values()) for file in files}
+    return dict(sorted(found.items(), key=lambda item: max(r.date for r in item[1]), reverse=True))
+
+
+def _measured(rows: list[Row]) -> str:
+    m, loads = rows[-1].machine, [r.loadavg for r in rows]
+    commits = ", ".join(dict.fromkeys(r.machine.commit for r in rows))
+    return (
+        f"{m.cpu}, {m.cores} cores, kernels on {m.isa or 'reference only'}, python {m.python}, torch {m.torch}, fastee {m.fastee},\n"
+        f"commits {commits}, last row {max(r.date for r in rows)}, load {min(loads):.1f} to {max(loads):.1f}."
+    )
+
+
+def tables(results: Path) -> str:
+    """Return the Markdown of all results files: per machine and op the latest row of every measurement, and every bar's verdict."""
     out = []
-    for file in files:
-        rows = list(latest(read_rows(file)).values())
-        m, last = rows[-1].machine, max(r.date for r in rows)
-        out += [f"### {file.stem}", "", f"{m.cpu}, {m.cores} cores, kernels on {m.isa or 'reference only'}, python {m.python}, torch {m.torch}, fastee {m.fastee},"]
-        commits = ", ".join(dict.fromkeys(r.machine.commit for r in rows))
-        out += [f"commits {commits}, last row {last}, load {min(r.loadavg for r in rows):.1f} to {max(r.loadavg for r in rows):.1f}.", ""]
+    for name, rows in _machines(results).items():
+        rows = [r for r in rows if not r.peer]
+        if rows:
+            out += [f"### {name}", "", _measured(rows), ""]
         for op in dict.fromkeys(r.op for r in rows):
             out += _op(op, [r for r in rows if r.op == op])
     return "\n".join(out).rstrip()
 
 
-def headline(results: Path) -> str:
-    """Return the short table of the README: the measured value beside every bar but the many "never slower than torch" ones, counted below."""
-    files = sorted(Path(results).glob("*.jsonl"))
-    if not files:
-        raise ValueError(f"no results in {results}: run `python -m benchmarks run all` first")
+ASIDE = ("copy", "bare", "torch", "twin")  # providers beside a peer that are not it
+
+
+def _groups(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows measured together, fastee's first."""
+    keys = dict.fromkeys((r.op, r.shape, r.dtype, r.regime) for r in rows)
+    return [[r for r in rows if (r.op, r.shape, r.dtype, r.regime) == key] for key in keys]
+
+
+def _losses(rows: list[Row]) -> list[str]:
+    """Return a line for every place where a peer is faster than fastee or reaches a smaller ratio."""
     out = []
-    for file in files:
-        rows = list(latest(read_rows(file)).values())
-        m = rows[-1].machine
-        out += [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, median:", ""]
-        out += [_line("what", "shape", "p50 us", "target", "measured"), _line("---", "---", "---:", "---", "---")]
-        floor = [(r, b) for r in rows for b in r.bars if b.text == ">= 1x torch"]
-        for r in rows:
-            for b in (b for b in r.bars if b.text != ">= 1x torch"):
-                verdict = "not measured" if b.met is None else f"{b.value:.3g}" if b.met else f"{b.value:.3g} (missed)"
-                out.append(_line(r.op, r.shape + (", cold" if r.regime == "cold" else ""), _number(r.p50_us, ".3g"), b.text, verdict))
+    for ours, *others in _groups(rows):
+        where = f"{ours.op} {ours.shape} {ours.dtype}"
+        for r in others:
+            if r.provider in ASIDE or r.provider.startswith("fastee") or r.speedup is None:
+                continue
+            if r.speedup > ours.speedup:
+                out.append(f"{where}: {r.provider} is {r.speedup / ours.speedup:.2f}x as fast")
+            if r.ratio is not None and ours.ratio is not None and r.ratio < ours.ratio:
+                out.append(f"{where}: {r.provider} reaches {r.ratio:.3f}, fastee {ours.ratio:.3f}, at {ours.speedup / r.speedup:.1f}x the speed")
+    return out
+
+
+def peers(results: Path) -> str:
+    """Return the Markdown of the rows measured beside peers: a summary, where fastee loses, every table."""
+    out = []
+    for name, rows in _machines(results).items():
+        rows = [r for r in rows if r.peer]
+        if not rows:
+            continue
+        out += [f"### {name} beside peers", "", _measured(rows), ""]
+        out += [_line("peer", "op", "shapes", "fastee's speed-up, lowest to highest", "bars"), _line("---", "---", "---:", "---:", "---")]
+        by_peer = {p: [r for r in rows if r.peer == p] for p in dict.fromkeys(r.peer for r in rows)}
+        for peer, mine in by_peer.items():
+            for op in dict.fromkeys(r.op for r in mine):
+                ours = [g[0] for g in _groups([r for r in mine if r.op == op])]
+                fast, bars = [r.speedup for r in ours], [b for r in ours for b in r.bars]
+                verdict = f"{sum(b.met is True for b in bars)} of {len(bars)} met" if bars else ""
+                out.append(_line(f"{peer} {ours[-1].peer_version}", op, len(ours), f"{min(fast):.3g}x to {max(fast):.3g}x", verdict))
+        losses = _losses(rows)
+        out += ["", "Where fastee loses:" if losses else "fastee loses nowhere in these rows.", "", *(f"* {line}" for line in losses), ""]
+        for peer, mine in by_peer.items():
+            for op in dict.fromkeys(r.op for r in mine):
+                out += _op(op, [r for r in mine if r.op == op], f"{peer}, {op}")
+    return "\n".join(out).rstrip()
+
+
+def headline(results: Path) -> str:
+    """Return the short table of the README, of the machine measured last: the value beside every bar but the many "not slower than", counted below."""
+    rows = next(iter(_machines(results).values()))
+    m, least = rows[-1].machine, lambda bar: bar.text.startswith(">= 1x ")
+    out = [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, median:", ""]
+    out += [_line("what", "shape", "p50 us", "target", "measured"), _line("---", "---", "---:", "---", "---")]
+    for r in rows:
+        for b in (b for b in r.bars if not least(b)):
+            verdict = "not measured" if b.met is None else f"{b.value:.3g}" if b.met else f"{b.value:.3g} (missed)"
+            out.append(_line(r.op, r.shape + (", cold" if r.regime == "cold" else ""), _number(r.p50_us, ".3g"), b.text, verdict))
+    for words, pick in (("torch eager", lambda r, b: b.text == ">= 1x torch"), ("the peer beside it", lambda r, b: r.peer and least(b) and b.text != ">= 1x torch")):
+        floor = [(r, b) for r in rows for b in r.bars if pick(r, b)]
         if floor:
             lost = [f"{r.op} {r.shape} {b.value:.2f}x" for r, b in floor if b.met is False]
-            out += ["", f"Never slower than torch eager: {sum(b.met is True for _, b in floor)} of {len(floor)} shapes" + (f"; slower: {', '.join(lost)}." if lost else ".")]
+            out += ["", f"Never slower than {words}: {sum(b.met is True for _, b in floor)} of {len(floor)} shapes" + (f"; slower: {', '.join(lost)}." if lost else ".")]
     return "\n".join(out)
 
 
@@ -98,6 +157,7 @@ def _between(page: Path, begin: str, end: str, body: str) -> Path:
 
 def rewrite(results: Path, page: Path) -> Path:
     """Replace what stands between the markers of `page` by all tables and return its path."""
+    _between(page, PEER_BEGIN, PEER_END, peers(results) or "No peer has been measured on these machines.")
     return _between(page, BEGIN, END, tables(results))
 
 

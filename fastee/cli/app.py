@@ -169,6 +169,14 @@ def sim(
             typer.echo(json.dumps(result.summary()))
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Time the kernels on this machine: list | run OP... | compare OLD NEW | peers ...; `fastee bench run --help` says more."""
+    from fastee.cli.bench import run
+
+    raise typer.Exit(run(context.args))
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     app(prog_name="fastee")

@@ -39,6 +39,7 @@ class Case:
     note: str = ""
     bytes: int | None = None  # overrides the group's
     flops: int | None = None
+    ratio: float | None = None  # what it reaches rather than how fast, see Row.ratio
 
 
 @dataclass
@@ -46,8 +47,9 @@ class Group:
     """Providers of one op on one shape, timed interleaved.
 
     `bytes` (read + written) and `flops` per call give the physical floor; `roof` is ``read`` or ``copy``. `bars` speak about the first
-    case: ``"<= 3 us"``, ``"p99 <= 2 us"``, ``">= 12x torch"``, ``"<= 5 us over bare"``. ``per_call=True`` times single calls, for true
-    tail percentiles at the price of the clock's own cost (the row says which share).
+    case: ``"<= 3 us"``, ``"p99 <= 2 us"``, ``">= 12x torch"``, ``"<= 5 us over bare"``, ``"ratio <= 0.72"``. ``per_call=True`` times single calls, for true
+    tail percentiles at the price of the clock's own cost (the row says which share). `threads` native and torch threads run on as many
+    cores; the roofs stay those of one core.
     """
 
     op: str
@@ -62,6 +64,7 @@ class Group:
     regime: str = "warm"
     bars: tuple[str, ...] = ()
     per_call: bool = False
+    threads: int = 1
 
     def __post_init__(self):
         names = [c.provider for c in self.cases]
@@ -75,14 +78,16 @@ class Group:
             parse_bar(bar)
 
 
-_BAR = re.compile(r"(?:(min|p20|p50|p80|p95|p99) )?(<=|>=) (\d+(?:\.\d+)?) ?(ns|us|ms|x)(?: (over )?(\S+))?")
+_BAR = re.compile(r"(?:(min|p20|p50|p80|p95|p99) )?(<=|>=) (\d+(?:\.\d+)?) ?(ns|us|ms|x)(?: (over )?(\S+))?|(ratio) (<=|>=) (\d+(?:\.\d+)?)")
 
 
 def parse_bar(text: str) -> tuple[str, str, float, str, bool, str | None]:
     """Return (statistic, comparison, limit, unit, over, provider) of a bar; ``ValueError`` names a bar that is none."""
     m = _BAR.fullmatch(text)
+    if m and m[7]:
+        return m[7], m[8], float(m[9]), "", False, None
     if not m or (m[4] == "x") != (m[6] is not None and not m[5]):
-        raise ValueError(f"bar: got {text!r}, expected such as '<= 3 us', 'p99 <= 2 us', '>= 12x torch' or '<= 5 us over bare'")
+        raise ValueError(f"bar: got {text!r}, expected such as '<= 3 us', 'p99 <= 2 us', '>= 12x torch', '<= 5 us over bare' or 'ratio <= 0.72'")
     return m[1] or "p50", m[2], float(m[3]), m[4], bool(m[5]), m[6]
 
 
@@ -261,13 +266,15 @@ class Context:
         return cases
 
 
-def judge(text: str, subject: str, times: dict[str, list[float]]) -> Bar:
-    """Return the verdict of a bar from ns per call and round; `met` is None where the other provider was skipped."""
+def judge(text: str, subject: str, times: dict[str, list[float]], ratio: float | None = None) -> Bar:
+    """Return the verdict of a bar from ns per call and round; `met` is None where the other provider was skipped or there is no ratio."""
     stat, comparison, limit, unit, over, other = parse_bar(text)
     pick = lambda t: min(t) if stat == "min" else percentile(t, float(stat[1:]))
-    if other is not None and other not in times:
+    if (other is not None and other not in times) or (stat == "ratio" and ratio is None):
         return Bar(text, None, None)
-    if unit == "x":
+    if stat == "ratio":
+        value = float(ratio)
+    elif unit == "x":
         value = percentile([b / a for a, b in zip(times[subject], times[other], strict=True)], 50)
     else:
         extra = pick(times[other]) if over else 0.0
@@ -280,7 +287,7 @@ def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, 
     subject, live = group.cases[0].provider, [c for c in group.cases if c.fn is not None]
     if group.cases[0].fn is None or group.baseline not in [c.provider for c in live]:
         raise ValueError(f"{group.op} {group.shape}: {subject} (the subject) and {group.baseline} (the baseline) cannot be skipped")
-    with quiet():
+    with quiet(group.threads):
         load, clock = os.getloadavg()[0], clock_cost()
         read = roofs.bandwidth(group.roof, group.working_set or group.bytes) if group.bytes else None
         gflops = roofs.gflops() if group.flops else None
@@ -292,7 +299,7 @@ def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, 
         row = Row(
             op=group.op, provider=case.provider, shape=group.shape, dtype=group.dtype, regime=group.regime, baseline=group.baseline,
             roof=group.roof, working_set=group.working_set, bytes=group.bytes if case.bytes is None else case.bytes,
-            flops=group.flops if case.flops is None else case.flops, loadavg=load, date=now(), machine=machine,
+            flops=group.flops if case.flops is None else case.flops, ratio=None if case.ratio is None else round(float(case.ratio), 4), threads=group.threads, loadavg=load, date=now(), machine=machine,
         )  # fmt: skip
         rows.append(row)
         if case.fn is None:
@@ -310,5 +317,7 @@ def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, 
             row.roof_gbps, row.roof_gflops = read and round(read, 2), gflops and round(gflops, 2)
             floor = max(row.bytes / read if read else 0.0, row.flops / gflops if gflops else 0.0)
             row.floor_us, row.roof_share = round(floor / 1e3, 4), round(floor / p50, 4)
-    rows[0].bars = [judge(text, subject, times) for text in group.bars]
+            row.bandwidth_share = read and round(row.bytes / read / p50, 4)
+            row.gemm_share = gflops and round(row.flops / gflops / p50, 4)
+    rows[0].bars = [judge(text, subject, times, group.cases[0].ratio) for text in group.bars]
     return rows

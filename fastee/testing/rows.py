@@ -56,6 +56,7 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     p95_us: float | None = None
     p99_us: float | None = None
     speedup: float | None = None  # median over rounds of baseline time / this time in the same round
+    ratio: float | None = None  # codecs: stored bytes / raw bytes; threshold searches: expected cost / cost of the whole network
     rounds: int = 0
     inner: int = 0
     timer_share: float | None = None  # what reading the clock adds to a batch, as a share of its median
@@ -67,18 +68,22 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     roof_gbps: float | None = None
     roof_gflops: float | None = None
     floor_us: float | None = None  # max(bytes / roof_gbps, flops / roof_gflops)
-    roof_share: float | None = None  # floor_us / p50_us
+    roof_share: float | None = None  # floor_us / p50_us: the larger of the next two
+    bandwidth_share: float | None = None  # of the read or copy roof
+    gemm_share: float | None = None  # of the fp32 product's roof
     instructions: float | None = None
     instructions_note: str = ""
     bars: list[Bar] = []
     threads: int = 1
+    peer: str = ""  # whose environment the row was measured in, beside fastee; "" = fastee's own
+    peer_version: str = ""
     loadavg: float = 0.0
     date: str = ""
     machine: Machine
 
-    def key(self) -> tuple[str, str, str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """What makes two rows the same measurement."""
-        return (self.op, self.shape, self.dtype, self.regime, self.provider)
+        return (self.op, self.shape, self.dtype, self.regime, self.provider, self.peer)
 
 
 def cpu_name() -> str:
@@ -89,7 +94,7 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     field = lambda key: (m := re.search(rf"^{key}\s*:\s*(.+)$", info, re.M)) and m.group(1).strip()
     name = field("model name") or platform.machine()
-    zen = {"23": "Zen", "25": "Zen3/4", "26": "Zen5"}.get(field("cpu family") or "")
+    zen = {"23": "Zen", "25": "Zen4" if "avx512f" in (field("flags") or "") else "Zen3", "26": "Zen5"}.get(field("cpu family") or "")
     return f"{name} {zen}" if zen and field("vendor_id") == "AuthenticAMD" and not re.search(r"\d{4}", name) else name
 
 
@@ -165,7 +170,7 @@ def compare(old: list[Row], new: list[Row], tolerance: float = 1.15) -> tuple[li
         x, y = a[key], b[key]
         if x.provider == x.baseline or x.baseline != y.baseline or x.speedup is None:
             continue
-        name = " ".join(key)
+        name = " ".join(filter(None, key))
         if y.speedup is None:
             bad.append(f"{name}: was {x.speedup:.2f}x {x.baseline}, now skipped: {y.skipped}")
             continue

@@ -1,5 +1,6 @@
 """An install without a compiler: the wheel holds no native part, everything answers, and the build says what is slower."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -78,7 +79,8 @@ def installed(tmp_path_factory):
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "CMakeLists.txt"):
         shutil.copy(ROOT / name, source / name)
-    shutil.copytree(ROOT / "fastee", source / "fastee", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("fastee", "benchmarks"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "results"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     built = run([*pip, "wheel", "-v", ".", "--no-build-isolation", "--no-deps", "--no-index", "-w", wheels], source, FASTEE_BUILD="none")
     assert built.returncode == 0, built.stderr[-3000:]
@@ -126,3 +128,26 @@ def test_without_numba_the_reference_answers_and_says_why(installed, tmp_path):
     out = python(code, target, tmp_path)
     assert out.stdout.splitlines() == ["numba is not installed: pip install numba", "3"], out.stderr
     assert "BackendUnavailable: compact: backend='numba' cannot run: numba is not installed: pip install numba" in out.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmarks_run_without_a_checkout(installed, tmp_path):
+    target, _, _ = installed
+    code = "import sys; from fastee.cli import app; sys.argv[1:] = sys.argv[2:]; app(prog_name='fastee')"
+
+    def bench(*arguments):
+        path = os.pathsep.join([str(target), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+        return run([sys.executable, "-S", "-c", code, str(target), "bench", *arguments], tmp_path, PYTHONPATH=path, FASTEE_BACKEND="")
+
+    assert "exit_step" in bench("list").stdout
+    done = bench("run", "compact", "--quick", "--shapes", "headline", "--against", "torch", "--json", "--results", "rows")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["provider"] for r in rows] == ["fastee", "torch", "argsort"] and rows[0]["machine"]["command"].startswith("fastee bench run compact")
+    (file,) = (tmp_path / "rows").glob("*.jsonl")
+    slower = [{**r, "speedup": r["speedup"] / 2} if r["provider"] == "argsort" else r for r in rows]
+    (tmp_path / "slower.jsonl").write_text("".join(json.dumps(r) + "\n" for r in slower))
+    assert bench("compare", str(file), str(file)).returncode == 0
+    assert bench("compare", str(file), "slower.jsonl").returncode == 1
+    assert bench("run", "compct").returncode == 2 and "did you mean 'compact'" in bench("run", "compct").stderr
+    assert bench("table").returncode == 2

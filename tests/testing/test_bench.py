@@ -88,13 +88,14 @@ def test_quiet_restores_threads_affinity_gradient_and_collector():
         (">= 12x torch", ("p50", ">=", 12.0, "x", False, "torch")),
         ("<= 5 us over bare", ("p50", "<=", 5.0, "us", True, "bare")),
         ("min <= 300 ns", ("min", "<=", 300.0, "ns", False, None)),
+        ("ratio <= 0.72", ("ratio", "<=", 0.72, "", False, None)),
     ],
 )
 def test_bars_parse(text, expected):
     assert parse_bar(text) == expected
 
 
-@pytest.mark.parametrize("text", ["fast", ">= 12x", "<= 3 us torch", "> 3 us", "<= 3", ">= 2x over torch", "p42 <= 3 us"])
+@pytest.mark.parametrize("text", ["fast", ">= 12x", "<= 3 us torch", "> 3 us", "<= 3", ">= 2x over torch", "p42 <= 3 us", "ratio <= 3 us", "ratio 0.7"])
 def test_bars_that_are_none_are_refused_by_name(text):
     with pytest.raises(ValueError, match="bar: got"):
         Group("op", "s", "-", [Case("a", len), Case("torch", len)], bars=(text,))
@@ -104,6 +105,18 @@ def test_a_ratio_is_the_median_over_rounds_not_the_ratio_of_medians():
     times = {"a": [1.0, 100.0, 1.0, 100.0, 1.0], "b": [2.0, 200.0, 2.0, 200.0, 2.0]}
     assert judge(">= 2x b", "a", times).value == 2.0
     assert judge(">= 3x b", "b", {"a": [10.0], "b": [5.0]}).met is False
+
+
+def test_shares_are_of_the_roofs_of_the_same_run_and_ratios_are_judged():
+    g = Group("op", "s", "fp32", [Case("a", busy(100), ratio=0.7, flops=10**6), Case("b", busy(50))], baseline="b", bytes=1 << 20, threads=2 if os.cpu_count() > 1 else 1,
+              bars=("ratio <= 0.72", "ratio <= 0.5"))  # fmt: skip
+    g.flops = 1
+    a, _ = measure(g, Roofs(0.005), HERE, seconds=0.03, warmup=0.01)
+    assert a.bandwidth_share == pytest.approx((1 << 20) / a.roof_gbps / 1e3 / a.p50_us, rel=0.01)
+    assert a.gemm_share == pytest.approx(1e6 / a.roof_gflops / 1e3 / a.p50_us, rel=0.01)
+    assert a.roof_share == pytest.approx(max(a.bandwidth_share, a.gemm_share), rel=0.01) and a.threads == g.threads
+    assert a.ratio == 0.7 and [b.met for b in a.bars] == [True, False]
+    assert judge("ratio <= 1", "a", {"a": [1.0]}).met is None
 
 
 def test_groups_refuse_what_cannot_be_measured():

@@ -102,12 +102,12 @@ def test_table_rewrites_between_the_markers_only(tmp_path):
         _row(provider="compile", skipped="no compiler", p50_us=None, speedup=None),
     ])  # fmt: skip
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{tables.BEGIN}\nold\n{tables.END}\nbelow\n")
+    page.write_text(f"above\n{tables.PEER_BEGIN}\n{tables.PEER_END}\n{tables.BEGIN}\nold\n{tables.END}\nbelow\n")
     for _ in range(2):
         tables.rewrite(tmp_path, page)
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text and "9.00" not in text
-    assert "| 1 fp32 | fastee | 1.25 |" in text and "**missed**" in text and "skipped: no compiler" in text
+    assert "No peer has been measured" in text and "| 1 fp32 | fastee | 1.25 |" in text and "**missed**" in text and "skipped: no compiler" in text
     page.write_text("no markers")
     with pytest.raises(ValueError, match="expected one line"):
         tables.rewrite(tmp_path, page)
@@ -124,12 +124,36 @@ def test_table_sums_up_what_it_does_not_list(tmp_path):
     assert "19 >= 20x" not in text
 
 
+def test_the_peers_page_shows_every_group_and_where_fastee_loses(tmp_path):
+    codec = dict(op="pack_planes", dtype="bf16", peer="zipnn", peer_version="0.5.4", baseline="zipnn")
+    append_rows(tmp_path / "box.jsonl", [
+        _row(op="exit_head"), _row(**codec, speedup=4.0, ratio=0.7054, bars=[Bar(">= 1x zipnn", 4.0, True)]),
+        _row(**codec, provider="zipnn", speedup=1.0, ratio=0.66), _row(**codec, provider="copy", speedup=50.0),
+        _row(**codec, shape="2", speedup=0.8, ratio=0.7), _row(**codec, shape="2", provider="zipnn", speedup=1.0, ratio=0.8),
+        _row(**codec, shape="2", provider="zipnn_fast", speedup=None, p50_us=None, skipped="broken"),
+    ])  # fmt: skip
+    text = tables.peers(tmp_path)
+    assert "| zipnn 0.5.4 | pack_planes | 2 | 0.8x to 4x | 1 of 1 met |" in text and "#### zipnn, pack_planes" in text and "exit_head" not in text
+    losses = [line for line in text.splitlines() if line.startswith("* ")]
+    assert losses == ["* pack_planes 1 bf16: zipnn reaches 0.660, fastee 0.705, at 4.0x the speed", "* pack_planes 2 bf16: zipnn is 1.25x as fast"]
+    assert "zipnn" not in tables.tables(tmp_path)
+
+
+def test_headline_is_the_machine_measured_last(tmp_path):
+    append_rows(tmp_path / "new.jsonl", [_row(date="2026-02-01T00:00:00Z", shape="new", bars=[Bar(">= 20x earlyon", 21.0, True)], peer="earlyon")])
+    append_rows(tmp_path / "old.jsonl", [_row(shape="old", bars=[Bar("<= 3 us", 1.0, True)])])
+    text = tables.headline(tmp_path)
+    assert "| x | new | 1 | >= 20x earlyon | 21 |" in text and "old" not in text
+    assert tables.tables(tmp_path).startswith("### old"), "the new machine has rows beside a peer only"
+
+
 def test_plot_writes_one_picture_per_op(tmp_path):
     from benchmarks.plot import plot
 
-    append_rows(tmp_path / "box.jsonl", [_row(gbps=1.0, roof_gbps=10.0, working_set=4096, floor_us=0.5), _row(provider="torch"), _row(op="y")])
+    append_rows(tmp_path / "box.jsonl", [_row(gbps=1.0, roof_gbps=10.0, working_set=4096, floor_us=0.5), _row(provider="torch"), _row(op="y"),
+                                            _row(op="z", peer="lz4", provider="lz4", ratio=0.9, gbps=2.0)])
     made = plot(tmp_path)
-    assert [p.name for p in made] == ["box-x.svg", "box-y.svg"] and all("<svg" in p.read_text()[:600] for p in made)
+    assert [p.name for p in made] == ["box-x.svg", "box-y.svg", "box-codecs.svg"] and all("<svg" in p.read_text()[:600] for p in made)
 
 
 def test_instructions_say_why_they_are_missing(monkeypatch):
