@@ -44,7 +44,7 @@ bool exit_head(const cpu::HeadArgs& args) {
   // one thread would walk them.
   const double d = static_cast<double>(args.x.features);
   const double work = d * static_cast<double>(args.x.inner) + d * static_cast<double>(args.classes) / 12 + 2 * static_cast<double>(args.classes);
-  for_rows(args.x.rows, work, 8, cpu::row_chunk(args.x.features), [&](int64_t first, int64_t last) {
+  for_rows(args.x.rows, work, 8, cpu::row_chunk(args.x.features, args.classes), [&](int64_t first, int64_t last) {
     cpu::HeadArgs a = slice(args, first, last);
     a.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(a.x.rows, a.x.features, a.classes))));
     if (a.scratch)

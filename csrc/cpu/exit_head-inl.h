@@ -55,12 +55,20 @@ FASTEE_INLINE void write(const HeadArgs& a, int64_t b, const Stats& s) {
 }
 
 template <bool Second, typename T>
-FASTEE_INLINE void head_rows(const HeadArgs& a, const T* weight, const float* features, int64_t fs, int64_t first, int64_t rows, float* tile_memory, State* states, float* lanes) {
+FASTEE_INLINE void head_rows(const HeadArgs& a, const T* weight, const float* features, int64_t fs, int64_t first, int64_t rows, float* memory, State* states, float* lanes) {
+  const bool panels = rows >= kPanelLeastRows && a.classes >= kPanel;
+  const int64_t classes = round16(a.classes < kClassTile ? a.classes : kClassTile);
+  float *tile_memory = memory, *packed = memory + rows * classes, *panel = packed + rows * packed_row(a.x.features);
+  if (panels) pack_rows(features, rows, fs, a.x.features, packed);
   for (int64_t c = 0; c < a.classes; c += kClassTile) {
     const int64_t n = a.classes - c < kClassTile ? a.classes - c : kClassTile;
     float* z = a.logits ? a.logits + first * a.classes + c : tile_memory;
     const int64_t zs = a.logits ? a.classes : round16(n);
-    linear(features, rows, fs, weight + c * a.weight_stride, n, a.weight_stride, a.x.features, Finish{a.weight_scale, a.bias}.from(c), z, zs, lanes);
+    const Finish finish = Finish{a.weight_scale, a.bias}.from(c);
+    const T* w = weight + c * a.weight_stride;
+    const int64_t whole = panels ? n / kPanel * kPanel : 0;
+    if (whole) linear_panels(packed, rows, w, whole, a.weight_stride, a.x.features, finish, z, zs, panel);
+    if (whole < n) linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, finish.from(whole), z + whole, zs, lanes);
     for (int64_t r = 0; r < rows; ++r) {
       const State s = tile_state<Second>(z + r * zs, n, a.inverse_temperature);
       states[r] = c ? merge(states[r], s, c) : s;
@@ -70,7 +78,7 @@ FASTEE_INLINE void head_rows(const HeadArgs& a, const T* weight, const float* fe
 }
 
 static void exit_head(const HeadArgs& a) {
-  const int64_t most = row_chunk(a.x.features), fs = a.direct ? a.x.row_stride : round16(a.x.features);
+  const int64_t most = row_chunk(a.x.features, a.classes), fs = a.direct ? a.x.row_stride : round16(a.x.features);
   const int64_t chunk = a.x.rows < most ? a.x.rows : most;
   static_assert(kTileClasses <= 8 && kRowClasses <= 8 && sizeof(State) <= 16 * sizeof(float));
   State states[kRowChunk];

@@ -103,22 +103,31 @@ struct Kernels {
 // Rows are walked in chunks whose features stay in the L2 cache, classes in tiles of fixed size: the tile decides the order in
 // which states are merged, so it must not depend on the batch or on the machine.
 constexpr int64_t kClassTile = 1024;
-constexpr int64_t kRowChunk = 64;
+constexpr int64_t kRowChunk = 128;
+constexpr int64_t kMostPanel = 32;
 
 constexpr int64_t kPlaneBlock = 2048;
 constexpr int64_t kPlaneHead = 12;
 constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (kPlaneHead + n * width + 3) / 4 * 4; }
 
 constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
-constexpr int64_t row_chunk(int64_t features) {
-  int64_t fit = (512 << 10) / (4 * round16(features));
-  return fit < 8 ? 8 : fit > kRowChunk ? kRowChunk : fit;
+constexpr int64_t row_chunk(int64_t features, int64_t classes) {
+  const bool packs = classes >= kMostPanel;  // the weights once per chunk: it may fill the L2 cache twice, as it is read in order
+  int64_t fit = (packs ? 2 << 20 : 512 << 10) / (4 * round16(features)), most = packs ? kRowChunk : kRowChunk / 2;
+  return fit < 8 ? 8 : fit > most ? most : fit;
 }
-// Floats of working memory of exit_head: pooled features, one tile of logits, one merged state (7 numbers) per row.
+
+// The packed form of linear-inl.h: rows of 16 lanes x steps, panels of at most 32 classes, kPanelGroup rows of unreduced lanes. A line
+// more than needed per row: powers of two would put all rows into one set of the L1 cache.
+constexpr int64_t kPanelGroup = 24;
+constexpr int64_t steps_of(int64_t features) { return (features + 15) / 16; }
+constexpr int64_t packed_row(int64_t features) { return 16 * round16(steps_of(features)) + 16; }
+
+// Floats of working memory of exit_head: pooled features, packed ones, one tile of logits, one panel and its lanes.
 constexpr int64_t head_scratch(int64_t rows, int64_t features, int64_t classes) {
-  int64_t chunk = rows < row_chunk(features) ? rows : row_chunk(features);
+  int64_t chunk = rows < row_chunk(features, classes) ? rows : row_chunk(features, classes);
   int64_t tile = round16(classes < kClassTile ? classes : kClassTile);
-  return chunk * (round16(features) + tile + 16) + 1024;
+  return chunk * (round16(features) + packed_row(features) + tile) + 16 * (kMostPanel * (steps_of(features) + kPanelGroup) + 16) + 16;
 }
 
 extern const Kernels scalar_kernels;

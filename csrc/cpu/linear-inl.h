@@ -46,6 +46,9 @@ constexpr int64_t kFeatureBlock = 1024;
 struct Finish {
   const float *scale, *bias;
   FASTEE_LAMBDA float operator()(float dot, int64_t c) const { return (scale ? dot * scale[c] : dot) + (bias ? bias[c] : 0.0f); }
+  FASTEE_LAMBDA V operator()(V dots, int64_t c) const {  // of sixteen classes
+    return add(scale ? mul(dots, load(scale + c)) : dots, bias ? load(bias + c) : set1(0.0f));
+  }
   FASTEE_LAMBDA Finish from(int64_t c) const { return {scale ? scale + c : nullptr, bias ? bias + c : nullptr}; }
 };
 
@@ -107,5 +110,120 @@ FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, i
       class_block<kTileClasses>(x, rows, xs, w + c * ws, ws, features, finish.from(c), z + c, zs, lanes);
   }
   for (; c < classes; ++c) class_block<1>(x, rows, xs, w + c * ws, ws, features, finish.from(c), z + c, zs, lanes);
+}
+
+// Many rows and many classes: the same sums with classes instead of features in the registers' lanes. Step j of lane l is feature
+// 16 j + l: rows and weights are rearranged lane by lane, a tile walks the steps of one lane, and the sixteen lanes meet in the tree
+// of sum(). A tile reads 0.67 registers per multiply-add where the form above reads 0.83, and of each row only what its lane needs:
+// on a Zen 4 core (AVX2) it runs at 118 of 118 GFLOP/s, the whole at 104 to 107 with 128 rows, the form above at 71 to 83
+// (2026-11-21). Rearranging the weights costs some 0.14 ns an element, which a few rows do not earn back.
+
+// in[i][j] -> out[j][i]: kPartLanes rows of sixteen.
+template <typename T>
+FASTEE_INLINE void transpose_strip(const T* in, int64_t in_stride, float* out, int64_t out_stride) {
+#pragma GCC unroll 2
+  for (int j = 0; j < 16; j += kPartLanes) {
+    Part p[kPartLanes];
+#pragma GCC unroll 16
+    for (int k = 0; k < kPartLanes; ++k) p[k] = load_part(in + k * in_stride + j);
+    transpose(p);
+#pragma GCC unroll 16
+    for (int k = 0; k < kPartLanes; ++k) store_part(out + (j + k) * out_stride, p[k]);
+  }
+}
+
+constexpr int kPanel = 16 * kPanelVectors;  // classes of a panel
+constexpr int64_t packed_lane(int64_t features) { return kPanel * steps_of(features) + 16; }
+
+// out[r][l][j] = x[r][16 j + l]
+FASTEE_PIECE void pack_rows(const float* x, int64_t rows, int64_t xs, int64_t features, float* out) {
+  const int64_t steps = steps_of(features), lane = round16(steps);
+  for (int64_t r = 0; r < rows; ++r, x += xs, out += packed_row(features))
+    for (int64_t j = 0; j < steps; j += 16) {
+      float edge[256] = {};
+      const float* in = x + 16 * j;
+      if (16 * (j + 16) > features) in = static_cast<const float*>(__builtin_memcpy(edge, in, sizeof(float) * static_cast<uint64_t>(features - 16 * j)));
+      for (int i = 0; i < 16; i += kPartLanes) transpose_strip(in + 16 * i, 16, out + j + i, lane);
+    }
+}
+
+// out[l][j][c] = w[c][16 j + l] of kPanel classes
+template <typename T>
+FASTEE_PIECE void pack_panel(const T* w, int64_t ws, int64_t features, float* out) {
+  const int64_t whole = features / 16, lane = packed_lane(features);
+  constexpr int64_t kBlock = 16;  // lines per row at a time: rows whose length is a power of two share the sets of the L1 cache
+  for (int64_t first = 0; first < whole; first += kBlock)
+    for (int64_t c = 0; c < kPanel; c += kPartLanes)
+      for (int64_t j = first; j < whole && j < first + kBlock; ++j) transpose_strip(w + c * ws + 16 * j, ws, out + kPanel * j + c, lane);
+  if (16 * whole < features)
+    for (int64_t c = 0; c < kPanel; c += kPartLanes) {
+      float strip[16 * kPartLanes];
+      for (int i = 0; i < kPartLanes; ++i) store(strip + 16 * i, load_n(w + (c + i) * ws + 16 * whole, features - 16 * whole, 0.0f));
+      transpose_strip(strip, 16, out + kPanel * whole + c, lane);
+    }
+}
+
+template <int R>
+FASTEE_INLINE void panel_tile(const float* x, int64_t xs, const float* w, int64_t steps, float* lanes) {
+  V acc[R][kPanelVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = set1(0.0f);
+  for (int64_t j = 0; j < steps; ++j) {
+    V b[kPanelVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kPanelVectors; ++v) b[v] = load(w + kPanel * j + 16 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V a = set1(x[r * xs + j]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kPanelVectors; ++v) store(lanes + 16 * kPanel * r + 16 * v, acc[r][v]);
+}
+
+// z[r, c] = finish(x[r] . w[c]) with rows from pack_rows() and whole panels of classes.
+template <typename T>
+FASTEE_PIECE void linear_panels(const float* x, int64_t rows, const T* w, int64_t classes, int64_t ws, int64_t features, Finish finish, float* z, int64_t zs,
+                                float* memory) {
+  const int64_t xs = packed_row(features), steps = steps_of(features), x_lane = round16(steps), w_lane = packed_lane(features);
+  float *panel = memory, *lanes = memory + 16 * w_lane;  // lanes[r][l][c]
+  for (int64_t c = 0; c < classes; c += kPanel) {
+    pack_panel(w + c * ws, ws, features, panel);
+    for (int64_t first = 0; first < rows; first += kPanelGroup) {
+      const int64_t group = rows - first < kPanelGroup ? rows - first : kPanelGroup;
+      for (int l = 0; l < 16; ++l)
+        for (int64_t r = 0; r < group;) {
+          const float* at = x + (first + r) * xs + l * x_lane;
+          const float* from = panel + l * w_lane;
+          float* to = lanes + 16 * kPanel * r + kPanel * l;
+          const int64_t left = group - r;
+          if (left >= kPanelRows && left != kPanelRows + 2)
+            panel_tile<kPanelRows>(at, xs, from, steps, to), r += kPanelRows;
+          else if (left >= 4)
+            panel_tile<4>(at, xs, from, steps, to), r += 4;
+          else if (left >= 2)
+            panel_tile<2>(at, xs, from, steps, to), r += 2;
+          else
+            panel_tile<1>(at, xs, from, steps, to), r += 1;
+        }
+      for (int64_t r = 0; r < group; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < kPanel; v += 16) {
+          const float* at = lanes + 16 * kPanel * r + v;
+          V s[8];
+#pragma GCC unroll 8
+          for (int i = 0; i < 8; ++i) s[i] = add(load(at + kPanel * i), load(at + kPanel * (i + 8)));
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) s[i] = add(s[i], s[i + 4]);
+          store(z + (first + r) * zs + c + v, finish(add(add(s[0], s[2]), add(s[1], s[3])), c + v));
+        }
+    }
+  }
 }
 }  // namespace fastee::cpu::FASTEE_ISA

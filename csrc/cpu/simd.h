@@ -35,6 +35,8 @@ constexpr int kParts = 1, kPartLanes = 16;
 using Part = __m512;
 FASTEE_INLINE Part load_part(const float* p) { return _mm512_loadu_ps(p); }
 FASTEE_INLINE void fma_part(V& acc, int, Part a, Part b) { acc = _mm512_fmadd_ps(a, b, acc); }
+FASTEE_INLINE void store_part(float* p, Part a) { _mm512_storeu_ps(p, a); }
+constexpr int kPanelRows = 8, kPanelVectors = 2, kPanelLeastRows = 96;  // 16 accumulators, 2 of weights; rows are broadcast from memory
 
 FASTEE_INLINE V set1(float a) { return _mm512_set1_ps(a); }
 FASTEE_INLINE V iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
@@ -72,6 +74,8 @@ constexpr int kParts = 2, kPartLanes = 8;
 using Part = __m256;
 FASTEE_INLINE Part load_part(const float* p) { return _mm256_loadu_ps(p); }
 FASTEE_INLINE void fma_part(V& acc, int part, Part a, Part b) { (part ? acc.hi : acc.lo) = _mm256_fmadd_ps(a, b, part ? acc.hi : acc.lo); }
+FASTEE_INLINE void store_part(float* p, Part a) { _mm256_storeu_ps(p, a); }
+constexpr int kPanelRows = 6, kPanelVectors = 1, kPanelLeastRows = 24;  // 12 of 16 registers accumulate, 2 hold weights, 1 a row's broadcast
 
 FASTEE_INLINE V set1(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 FASTEE_INLINE V iota() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15)}; }
@@ -136,6 +140,8 @@ FASTEE_INLINE void fma_part(V& acc, int part, Part x, Part y) {
   float32x4_t& q = part == 0 ? acc.a : part == 1 ? acc.b : part == 2 ? acc.c : acc.d;
   q = vfmaq_f32(q, x, y);
 }
+FASTEE_INLINE void store_part(float* p, Part x) { vst1q_f32(p, x); }
+constexpr int kPanelRows = 6, kPanelVectors = 1, kPanelLeastRows = 24;  // 24 of 32 registers accumulate
 
 FASTEE_INLINE V load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
 FASTEE_INLINE void store(float* p, V x) { vst1q_f32(p, x.a), vst1q_f32(p + 4, x.b), vst1q_f32(p + 8, x.c), vst1q_f32(p + 12, x.d); }
@@ -198,12 +204,16 @@ constexpr int kParts = 1, kPartLanes = 16;
 using Part = V;
 FASTEE_INLINE Part load_part(const float* p) { V r; FASTEE_LANES r.a[i] = p[i]; return r; }
 FASTEE_INLINE void fma_part(V& acc, int, const Part& a, const Part& b) { FASTEE_LANES acc.a[i] = __builtin_fmaf(a.a[i], b.a[i], acc.a[i]); }
+FASTEE_INLINE void store_part(float* p, const Part& a) { FASTEE_LANES p[i] = a.a[i]; }
+constexpr int kPanelRows = 8, kPanelVectors = 2, kPanelLeastRows = 96;
 #else
 constexpr int kTileRows = 2, kTileClasses = 2, kRowClasses = 4;
 constexpr int kParts = 16, kPartLanes = 1;
 using Part = float;
 FASTEE_INLINE Part load_part(const float* p) { return *p; }
 FASTEE_INLINE void fma_part(V& acc, int part, Part a, Part b) { acc.a[part] = __builtin_fmaf(a, b, acc.a[part]); }
+FASTEE_INLINE void store_part(float* p, Part a) { *p = a; }
+constexpr int kPanelRows = 2, kPanelVectors = 1, kPanelLeastRows = 24;
 #endif
 
 FASTEE_INLINE uint32_t bits_of(float f) { uint32_t u; __builtin_memcpy(&u, &f, 4); return u; }
@@ -311,6 +321,54 @@ FASTEE_INLINE V sums(const V (&v)[16]) {
   FASTEE_LANES r.a[i] = sum(v[i]);
   return r;
 }
+#endif
+
+// A square of parts: p[i][j] becomes p[j][i].
+#if defined(FASTEE_SIMD_AVX512)
+FASTEE_INLINE void transpose(Part (&p)[16]) {
+  // Four perfect shuffles of p[i] with p[i + 8]; their composition is the transposition.
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#pragma GCC unroll 4
+  for (int stage = 0; stage < 4; ++stage) {
+    Part q[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      q[2 * i] = _mm512_permutex2var_ps(p[i], low, p[i + 8]);
+      q[2 * i + 1] = _mm512_permutex2var_ps(p[i], high, p[i + 8]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) p[i] = q[i];
+  }
+}
+#elif defined(FASTEE_SIMD_AVX2)
+FASTEE_INLINE void transpose(Part (&p)[8]) {
+  Part pair[8], quad[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) pair[2 * i] = _mm256_unpacklo_ps(p[2 * i], p[2 * i + 1]), pair[2 * i + 1] = _mm256_unpackhi_ps(p[2 * i], p[2 * i + 1]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44), quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+    quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44), quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) p[i] = _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20), p[i + 4] = _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31);
+}
+#elif defined(FASTEE_SIMD_NEON)
+FASTEE_INLINE void transpose(Part (&p)[4]) {
+  const float32x4_t a = vzip1q_f32(p[0], p[2]), b = vzip2q_f32(p[0], p[2]), c = vzip1q_f32(p[1], p[3]), d = vzip2q_f32(p[1], p[3]);
+  p[0] = vzip1q_f32(a, c), p[1] = vzip2q_f32(a, c), p[2] = vzip1q_f32(b, d), p[3] = vzip2q_f32(b, d);
+}
+#elif defined(FASTEE_SIMD_EMU16)
+FASTEE_INLINE void transpose(Part (&p)[16]) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float f = p[i].a[j];
+      p[i].a[j] = p[j].a[i], p[j].a[i] = f;
+    }
+}
+#else
+FASTEE_INLINE void transpose(Part (&)[1]) {}
 #endif
 FASTEE_INLINE float lowest(V a) { return -highest(sub(set1(0.0f), a)); }
 

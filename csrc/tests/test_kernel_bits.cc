@@ -70,7 +70,8 @@ void heads(Random& random) {
     bool tokens;
   };
   for (const Case& c : {Case{1, 64, 16, 10, FASTEE_NORM_NONE, false}, Case{9, 67, 49, 23, FASTEE_NORM_LAYER, false}, Case{33, 130, 1, 1100, FASTEE_NORM_RMS, false},
-                        Case{6, 2100, 1, 37, FASTEE_NORM_NONE, false}, Case{5, 77, 11, 4, FASTEE_NORM_AFFINE, true}, Case{4, 1, 3, 1, FASTEE_NORM_NONE, true}}) {
+                        Case{6, 2100, 1, 37, FASTEE_NORM_NONE, false}, Case{5, 77, 11, 4, FASTEE_NORM_AFFINE, true}, Case{4, 1, 3, 1, FASTEE_NORM_NONE, true},
+                        Case{139, 300, 1, 71, FASTEE_NORM_NONE, false}}) {
     auto x = values(random, c.rows * c.features * c.inner), w = values(random, c.classes * c.features), b = values(random, c.classes);
     auto nw = values(random, c.features), nb = values(random, c.features);
     for (float& f : w) f *= 0.125f;

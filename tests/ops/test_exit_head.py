@@ -141,6 +141,15 @@ def test_a_row_does_not_depend_on_its_batch(every_isa, shape, classes, pool):
         assert torch.equal(got.confidence, results[0][1].confidence) and torch.equal(got.exits, results[0][1].exits), isa
 
 
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "int8"])
+def test_narrow_weights_keep_a_row_whatever_its_batch(every_isa, kind):
+    x, w, b = make((131, 300), 75, "none")  # enough rows and classes for packed panels, with tails in rows, classes and features
+    weight = ops.quantize_rows(w, "int8") if kind == "int8" else w.to(torch.bfloat16 if kind == "bf16" else torch.float16)
+    results = every_isa(lambda: [ops.exit_head(x[at], weight, b, "none", logits=True, backend="cpu").logits for at in (slice(None), slice(5, 40), slice(7, 8))])
+    for isa, (whole, some, one) in results:
+        assert torch.equal(whole, results[0][1][0]) and torch.equal(some, whole[5:40]) and torch.equal(one, whole[7:8]), isa
+
+
 @given(st.integers(0, 9), st.integers(1, 40), st.integers(1, 20), st.sampled_from(["max_prob", "margin", "entropy", "energy"]), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
 def test_native_equals_reference(rows, features, classes, measure, seed):
