@@ -5,5 +5,6 @@ from fastee.nn.checkpoint import load
 from fastee.nn.early_exit import EarlyExit
 from fastee.nn.heads import ExitHead
 from fastee.nn.result import ExitResult
+from fastee.nn.students import StudentTeam
 
-__all__ = ["EarlyExit", "ExitHead", "ExitResult", "attach", "load"]
+__all__ = ["EarlyExit", "ExitHead", "ExitResult", "StudentTeam", "attach", "load"]
