@@ -24,6 +24,7 @@ def attach(
     pool: str | list[str] = "auto",
     norm: str | None = "batch",
     mask: str | None = None,
+    head: str = "linear",
 ) -> EarlyExit:
     """Return the backbone with untrained exit heads behind the named submodules; all exits are off until a rule is set.
 
@@ -37,6 +38,7 @@ def attach(
         pool: per exit or for all: ``auto`` ([B,D] none, [B,T,D] cls, [B,D,*spatial] mean), or one of mean, mean_tokens, cls, last, none.
         norm: ``batch``, ``layer``, ``rms`` or None, between pool and linear.
         mask: name of the input [B, T] that is non-zero at real tokens, for ``pool="mean_tokens"``; it travels with every carry.
+        head: kind of every head, see `fastee.ExitHead`; ``"shared"``: linear heads with one common weight and bias (all exits equally wide), norms apart.
 
     Raises ``ValueError`` for unknown, repeated or wrongly ordered exits and ``CannotCut`` where the backbone cannot be cut.
 
@@ -85,9 +87,9 @@ def attach(
         raise ValueError(f"exits: must be in the order in which the backbone runs them: {[c.place for c in order]}, got {list(names)}")
 
     segments = split(backbone, inputs, found, cuts, splitter, Constants(found.constants))
-    heads = _heads(backbone, found, cuts, num_classes, pool, norm)
+    heads = _heads(backbone, found, cuts, num_classes, pool, norm, head)
     places = tuple(next((i for i, n in enumerate(c.carry) if n.op == "placeholder" and n.target == mask), None) for c in cuts)
-    options = {"pool": [h.pool for h in heads], "norm": norm, "mask": mask}
+    options = {"pool": [h.pool for h in heads], "norm": norm, "mask": mask, "head": head}
     inputs.shrink()
     macs = segment_macs(splitter, cuts)
     return EarlyExit(backbone, segments, heads, names, inputs, found.constants, macs, places, num_classes, options)
@@ -117,7 +119,7 @@ def _some(names: list[str], most: int = 40) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _heads(backbone, found, cuts, num_classes, pool, norm) -> list[ExitHead]:
+def _heads(backbone, found, cuts, num_classes, pool, norm, kind_of_head) -> list[ExitHead]:
     pools = [pool] * len(cuts) if isinstance(pool, str) else list(pool)
     if len(pools) != len(cuts):
         raise ValueError(f"pool: expected one name or {len(cuts)}, one per exit, got {len(pools)}")
@@ -132,5 +134,13 @@ def _heads(backbone, found, cuts, num_classes, pool, norm) -> list[ExitHead]:
         if kind not in legal:
             choices = [p for p in POOLS if p in legal]
             raise ValueError(f"pool: exit {cut.place!r} gives {list(shape)}, expected one of {choices}, got {kind!r}{did_you_mean(str(kind), POOLS)}")
-        heads.append(ExitHead(shape[2] if len(shape) == 3 else shape[1], num_classes, kind, norm).to(device).train(backbone.training))
+        features = shape[2] if len(shape) == 3 else shape[1]
+        own = "linear" if kind_of_head == "shared" else kind_of_head
+        heads.append(ExitHead(features, num_classes, kind, norm, own).to(device).train(backbone.training))
+    if kind_of_head == "shared":
+        widths = [h.features for h in heads]
+        if len(set(widths)) > 1:
+            raise ValueError(f"head: 'shared' needs exits of one width, got {widths} features")
+        for other in heads[1:]:
+            other.linear = heads[0].linear
     return heads

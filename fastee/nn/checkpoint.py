@@ -52,6 +52,7 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     inputs: list[_Input]
     gates: bool = False
     temperatures: list[float] = []  # one per head; empty means 1
+    head: str = "linear"
 
 
 def architecture(backbone: nn.Module) -> str:
@@ -76,6 +77,7 @@ def save(net: EarlyExit, path: str | os.PathLike, weights: str = "heads") -> Non
         [None if t == math.inf else t for t in net.thresholds], net.inputs.kind,
         [_Input(n, str(v.dtype).removeprefix("torch."), list(v.shape[1:])) for n, v in zip(net.inputs.names, net.inputs.example, strict=True)],
         all(h.gate is not None for h in net.heads), [h.temperature for h in net.heads],
+        net.options["head"],
     )  # fmt: skip
     path = Path(path)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _tensors(net, weights).items()}
@@ -109,7 +111,7 @@ def load(path: str | os.PathLike, backbone: nn.Module, example: Any = None, stri
     try:
         net = attach(
             backbone, header.exits, header.num_classes, _example(path, header, backbone) if example is None else example,
-            pool=header.pool, norm=header.norm, mask=header.mask,
+            pool=header.pool, norm=header.norm, mask=header.mask, head=header.head,
         )  # fmt: skip
         if len(header.temperatures) not in (0, net.num_exits) or not all(0 < t < math.inf for t in header.temperatures):
             raise ValueError(f"temperatures: expected {net.num_exits} positive numbers, got {header.temperatures}")

@@ -332,7 +332,7 @@ class EarlyExit(nn.Module):
     @property
     def macs(self) -> dict[str, list[float]]:
         """Multiply-adds per sample: ``segments`` [K+1] and ``heads`` [K]."""
-        return {"segments": list(self._segment_macs), "heads": [float(h.features * h.num_classes) for h in self.heads]}
+        return {"segments": list(self._segment_macs), "heads": [h.macs for h in self.heads]}
 
     @property
     def fingerprint(self) -> str:
@@ -344,7 +344,7 @@ class EarlyExit(nn.Module):
             for segment in self._segments:
                 digest.update(segment.source.encode())
             for head in self.heads:
-                digest.update(f"{head.pool},{head.norm_kind};".encode())
+                digest.update(f"{head.pool},{head.norm_kind},{head.kind};".encode())
             update_with_tensors(digest, tensors)
             self._digest = (key, digest.hexdigest())
         return self._digest[1]

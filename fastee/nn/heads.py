@@ -13,6 +13,7 @@ from fastee.reference.pool import pool as pool_features
 
 POOLS = ("mean", "mean_tokens", "cls", "last", "none")
 NORMS = ("batch", "layer", "rms")
+KINDS = ("linear", "two_layer", "low_rank")
 
 
 def infer_pool(shape: tuple[int, ...], where: str) -> str:
@@ -27,12 +28,13 @@ def infer_pool(shape: tuple[int, ...], where: str) -> str:
 
 
 class ExitHead(nn.Module):
-    """An exit's classifier: pool, optional norm, linear to C classes.
+    """An exit's classifier: pool, optional norm, linear (or two layers, or two of low rank) to C classes.
 
     ``pool``: ``mean`` ([B,D,*spatial]), ``mean_tokens``, ``cls``, ``last`` ([B,T,D]) or ``none`` ([B,D]). ``norm``: ``batch``
     (folded into the linear layer at inference), ``layer``, ``rms`` or None. Weights are fp32 unless moved. ``.gate``: None, or what
     `add_gate` made for the measure ``gate``. ``.temperature`` divides the logits before confidences are taken (never the logits returned);
-    `fastee.calibrate(temperature=True)` sets it.
+    `fastee.calibrate(temperature=True)` sets it. ``kind``: ``linear``; ``two_layer:H``, H hidden units with ReLU between; ``low_rank:R``, two products
+    that replace a wide one (R (D + C) < D C); without a number min(D, 128). Those two cost a second kernel call per check.
 
     >>> import torch
     >>> from fastee.nn import ExitHead
@@ -40,8 +42,9 @@ class ExitHead(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, features: int, num_classes: int, pool: str = "mean", norm: str | None = "batch"):
+    def __init__(self, features: int, num_classes: int, pool: str = "mean", norm: str | None = "batch", kind: str = "linear"):
         super().__init__()
+        hidden = hidden_units(kind, features)
         if pool not in POOLS:
             raise ValueError(f"pool: expected one of {list(POOLS)}, got {pool!r}{did_you_mean(str(pool), POOLS)}")
         if norm is not None and norm not in NORMS:
@@ -49,7 +52,9 @@ class ExitHead(nn.Module):
         self.features, self.num_classes, self.pool, self.norm_kind = features, num_classes, pool, norm
         makers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": lambda d: nn.RMSNorm(d, eps=1e-5)}
         self.norm = makers[norm](features) if norm else None
-        self.linear = nn.Linear(features, num_classes)
+        self.kind = kind
+        self.hidden = None if hidden is None else nn.Linear(features, hidden)
+        self.linear = nn.Linear(features if hidden is None else hidden, num_classes)
         self.gate: nn.Linear | None = None
         self.temperature = 1.0
         self._folded: tuple[Any, Tensor, Tensor] | None = None
@@ -68,7 +73,11 @@ class ExitHead(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits [B, C] of pooled features [B, D]; differentiable."""
         features = features.to(self.linear.weight.dtype)
-        return self.linear(features if self.norm is None else self.norm(features))
+        features = features if self.norm is None else self.norm(features)
+        return self.linear(features if self.hidden is None else self._activate(self.hidden(features)))
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        return hidden if self.kind.startswith("low_rank") else torch.relu(hidden)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the logits [B, C] in plain torch, for training."""
@@ -83,11 +92,17 @@ class ExitHead(nn.Module):
             mask = None
         elif mask is not None:
             mask = as_mask(mask)
-        return ops.exit_step(x, weight, bias, self.pool, norm, measure, threshold, temperature=self.temperature, mask=mask, logits=logits, backend=backend)
+        pool = self.pool
+        if self._modules.get("hidden") is not None:
+            # The hidden layer is a product of our own kernel too: torch's rounds differently from batch to batch.
+            first = ops.exit_head(x, weight, bias, pool, norm, mask=mask, logits=True, backend=backend)
+            x, weight, bias, pool, norm, mask = self._activate(first.logits), self.linear.weight, self.linear.bias, "none", None, None
+        return ops.exit_step(x, weight, bias, pool, norm, measure, threshold, temperature=self.temperature, mask=mask, logits=logits, backend=backend)
 
     def fused(self) -> tuple[Tensor, Tensor, ops.Norm | None]:
-        """Return (weight, bias, norm) as the fused op takes them; a batch norm is folded into weight and bias (in fp64)."""
-        linear, norm = self._modules["linear"]._parameters, self._modules.get("norm")
+        """Return (weight, bias, norm) of the first layer as the fused op takes them; a batch norm is folded into weight and bias (in fp64)."""
+        first = "linear" if self._modules.get("hidden") is None else "hidden"
+        linear, norm = self._modules[first]._parameters, self._modules.get("norm")
         weight, bias = linear["weight"], linear["bias"]
         if self.norm_kind is None:
             return weight, bias, None
@@ -112,8 +127,24 @@ class ExitHead(nn.Module):
     def __getstate__(self):
         return {**self.__dict__, "_folded": None}
 
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of one row, pooling aside."""
+        width = self.linear.in_features
+        return float(width * self.num_classes + (0 if self.hidden is None else self.features * width))
+
     def extra_repr(self) -> str:
-        return f"pool={self.pool!r}"
+        return f"pool={self.pool!r}, kind={self.kind!r}"
+
+
+def hidden_units(kind: str, features: int) -> int | None:
+    """Return how many units lie between the features and the classes of a head of this kind, None for "linear"."""
+    name, _, number = kind.partition(":") if isinstance(kind, str) else ("", "", "")
+    if kind == "linear":
+        return None
+    if name in KINDS[1:] and (kind == name or (number.isdecimal() and int(number) > 0)):
+        return int(number) if number else min(features, 128)
+    raise ValueError(f"head: expected 'linear', 'two_layer', 'two_layer:H', 'low_rank' or 'low_rank:R', got {kind!r}{did_you_mean(str(kind), KINDS)}")
 
 
 def as_mask(mask: Tensor | None) -> Tensor | None:

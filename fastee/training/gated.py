@@ -61,7 +61,7 @@ class GatedRun(Run):
         self.names = net.exit_names
         self.modules = list(net.heads)
         self.gates = [h.add_gate() for h in net.heads]
-        self.parameters = [p for h in net.heads for p in h.parameters()]
+        self.parameters = list(net.heads.parameters())
         segments, heads = np.array(net.macs["segments"]), np.array([*net.macs["heads"], 0.0])
         whole = np.cumsum(segments + heads)
         self.cost = torch.tensor(whole / whole[-1], dtype=torch.float32, device=features.labels.device)

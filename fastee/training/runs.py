@@ -33,7 +33,7 @@ class HeadsRun(Run):
         self.names = net.exit_names
         self.weights = torch.tensor(weights_of(weights, net.num_exits, "frozen" if distill is None else "distill"))
         self.modules = list(net.heads)
-        self.parameters = [p for h in net.heads for n, p in h.named_parameters() if not n.startswith("gate.")]
+        self.parameters = [p for n, p in net.heads.named_parameters() if ".gate." not in n]  # a shared one stands once
 
     def steps(self) -> int | None:
         return self.features.steps()
@@ -124,7 +124,7 @@ class _Transfer:
                 "beta: the teacher ends in no linear layer on [B, D], so there is no feature to transfer; pass beta=0"
             )
         width = seen["teacher"].shape[1]
-        self.projections.extend(nn.Linear(h.features, width, bias=False) for h in net.heads).to(seen["teacher"].device)
+        self.projections.extend(nn.Linear(h.linear.in_features, width, bias=False) for h in net.heads).to(seen["teacher"].device)
 
     @contextlib.contextmanager
     def watching(self):
