@@ -293,9 +293,9 @@ class Io {
   void set_beat(std::string json) { io().set_beat(std::move(json)); }
   void wake() { io_->wake(); }
 
-  void send(std::string peer, int machine, py::handle frame, int64_t deadline, uint64_t ticket, bool keyed) {
+  void send(std::string peer, int machine, py::handle frame, int64_t deadline, bool keyed) {
     auto out = pack(std::move(peer), machine, frame, deadline);
-    out->ticket = ticket, out->keyed = keyed;
+    out->ticket = out->frame.kind == Kind::kTask, out->keyed = keyed;  // only a lost task must be known
     io().send(std::move(out));
   }
   void arm(std::string peer, int machine, py::handle frame, int64_t deadline) { io().arm(pack(std::move(peer), machine, frame, deadline)); }
@@ -391,12 +391,10 @@ class Io {
           out->append(py::make_tuple(code, peer, to_python(f, std::move(payload))));
           break;
         }
-        case Event::Type::kLost:
-          out->append(py::make_tuple(code, event->ticket));
-          break;
         case Event::Type::kSent:
           out->append(py::make_tuple(code, event->machine, event->bytes, event->ns));
           break;
+        case Event::Type::kLost:
         case Event::Type::kAnswered:
           out->append(py::make_tuple(code, py::make_tuple(event->key.task, event->key.origin, event->key.hops)));
           break;

@@ -393,14 +393,17 @@ struct IoThread::Impl {
         break;
       case Command::Type::kSend:
         if (c.out->keyed) {
-          const TaskKey key = key_of(c.out->frame);
-          if (answered.count(key)) break;
+          const TaskKey key = attempt_of(c.out->frame);
+          if (answered.count(key)) {
+            if (c.out->frame.kind == Kind::kTask) lose(*c.out);  // its credit with the peer is free again
+            break;
+          }
           armed.erase(key);
         }
         put(std::move(c.out), now);
         break;
       case Command::Type::kArm: {
-        const TaskKey key = key_of(c.out->frame);
+        const TaskKey key = attempt_of(c.out->frame);
         if (answered.count(key)) break;
         const Link& link = lanes[c.out->machine].link();
         const int64_t due = c.out->deadline - link.delay_ns() - link.spend(c.out->frame.bytes()) - kArmMarginNs;
@@ -523,7 +526,7 @@ struct IoThread::Impl {
     ++counters.lost;
     if (out.ticket) {
       auto event = std::make_unique<Event>();
-      event->type = Event::Type::kLost, event->peer = out.peer, event->ticket = out.ticket;
+      event->type = Event::Type::kLost, event->peer = out.peer, event->ticket = out.ticket, event->key = key_of(out.frame);
       emit(std::move(event));
     }
     return true;

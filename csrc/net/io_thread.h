@@ -34,21 +34,23 @@ struct Config {
   std::map<std::array<uint8_t, 32>, std::string> allowed;  // public keys that may connect, with a name for messages
 };
 
-// A task as its client counts it.
+// One hop of one attempt of a task.
 struct TaskKey {
   uint64_t task = 0, origin = 0;
   uint16_t hops = 0;
   auto operator<=>(const TaskKey&) const = default;
 };
 inline TaskKey key_of(const Frame& f) { return {f.task, f.origin, f.hops}; }
+// One attempt of a task: the high byte of its hops counts them.
+inline TaskKey attempt_of(const Frame& f) { return {f.task, f.origin, static_cast<uint16_t>(f.hops >> 8)}; }
 
 struct Event {
   enum class Type {
     kFrame,      // frame, payload
     kUp, kDown,  // a peer that this side connected to
-    kLost,       // ticket: not delivered, its peer is down or stayed full
+    kLost,       // ticket, key: not delivered, its peer is down or stayed full
     kSent,       // machine, bytes, ns: a task crossed a shaped link
-    kAnswered,   // key: its deadline came first, the armed answer is on its way
+    kAnswered,   // key (an attempt): its deadline came first, the armed answer is on its way
     kBad,        // text: bytes that were ignored
     kKeyRefused, // text: this side's handshake failed
     kFailed,     // text: the thread ended

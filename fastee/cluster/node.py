@@ -22,6 +22,7 @@ import torch
 
 from fastee.cluster import codec as codecs
 from fastee.cluster.frame import FREE, NO_DEADLINE, Flag, Frame, Kind
+from fastee.cluster.keys import Keys
 from fastee.cluster.messages import Heartbeat, Moved, Refused, to_payload
 from fastee.errors import FrameError
 from fastee.nn.result import judge
@@ -37,7 +38,8 @@ _SERVICE_WEIGHT = 0.1
 
 @dataclass
 class Settings:
-    """What a node is told at start: who it is, the declared slowness, the rule, the credit towards each peer."""
+    """What a node is told at start: who it is, the declared slowness, the rule, the credit towards each peer; with CURVE its keys, the
+    public keys that may connect (-> name) and those of all nodes by index."""
 
     index: int
     names: tuple[str, ...]
@@ -46,15 +48,20 @@ class Settings:
     thresholds: tuple[float, ...] = ()
     qos: QoS = field(default_factory=QoS)
     credit: int = 8
+    keys: Keys | None = None
+    allowed: dict[str, str] = field(default_factory=dict)
+    public: tuple[str, ...] = ()
 
 
 @dataclass
 class Outgoing:
-    """A frame for a peer: ``target`` is a node index, or -1 for the client ``frame.origin``; ``deadline`` (ns, this node's clock)."""
+    """A frame for a peer: ``target`` is a node index, or -1 for the client ``frame.origin``; ``deadline`` (ns, this node's clock);
+    ``keyed``: it settles its task, unless that task's armed answer left before."""
 
     target: int
     frame: Frame
     deadline: int = NO_DEADLINE
+    keyed: bool = False
 
 
 @dataclass
@@ -88,7 +95,15 @@ class Node:
     emulates a slower machine: after t seconds of computing the node stays busy for (f-1)*t more, while it still decides on arrivals.
     """
 
-    def __init__(self, net: Any, settings: Settings, profile: Profile, emit: Callable[[Outgoing], None], clock: Callable[[], int] = time.monotonic_ns):
+    def __init__(
+        self,
+        net: Any,
+        settings: Settings,
+        profile: Profile,
+        emit: Callable[[Outgoing], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+        arm: Callable[[Outgoing], None] | None = None,
+    ):
         self.net = net
         self.settings = settings
         self.index = settings.index
@@ -96,7 +111,8 @@ class Node:
         self.handled = 0
         self.service = 0.0
         self._name = settings.names[settings.index]
-        self._emit, self._clock = emit, clock
+        self._emit, self._clock, self._arm = emit, clock, arm
+        self._answered: dict[tuple[int, int, int], None] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._ready: list[tuple[tuple[int, int], _Work]] = []
         self._waiting: list[tuple[int, int, _Work]] = []
@@ -114,8 +130,8 @@ class Node:
         return len(self._ready) + len(self._waiting) + len(self._starved) + (self._busy is not None)
 
     def post(self, *event: Any) -> None:
-        """Hand an event over, from any thread: ("task", frame, sender index), ("up", node, bool),
-        ("credit", node), ("queue", node, length), ("link", target, bytes, ns), ("stop",)."""
+        """Hand an event over, from any thread: ("task", frame, sender index), ("up", node, bool), ("credit", node),
+        ("queue", node, length), ("link", target, bytes, ns), ("answered", key) when an armed answer left, ("stop",)."""
         self._inbox.put(event)
 
     def run(self) -> None:
@@ -127,7 +143,7 @@ class Node:
 
     def step(self, longest: float = 1.0) -> bool:
         """Handle what is due, waiting up to `longest` seconds for something; False after a ("stop",) event."""
-        wait = min(longest, self._pause())
+        wait = min(longest, self.pause())
         while True:
             try:
                 event = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
@@ -145,6 +161,8 @@ class Node:
                 self._ran(work)
         elif self._ready:
             work = heapq.heappop(self._ready)[1]
+            if self._given_up(work):
+                return True
             if self._clock() - work.since > _STALE_NS:
                 decision = self._decide(work)
                 if decision.action is not Action.CONTINUE:
@@ -153,7 +171,8 @@ class Node:
             self._compute(work)
         return True
 
-    def _pause(self) -> float:
+    def pause(self) -> float:
+        """Seconds until `step` has something to do by itself."""
         now = self._clock()
         if self._busy is None and self._ready:
             return 0.0
@@ -183,6 +202,19 @@ class Node:
     def _on_link(self, target: int, nbytes: int, duration: int) -> None:
         for scheduler in self._schedulers.values():
             scheduler.observe_link(self.index, target, nbytes, duration)
+
+    def _on_answered(self, key: tuple[int, int, int]) -> None:
+        self._answered[key] = None
+        if len(self._answered) > _MAX_TASKS:  # the work was done just before: nobody will ask for the oldest any more
+            del self._answered[next(iter(self._answered))]
+
+    def _given_up(self, work: _Work) -> bool:
+        """True when the I/O thread has answered the task at its deadline: nothing more is computed for it."""
+        if not self._answered or self._answered.pop((work.frame.task, work.frame.origin, work.frame.hops >> 8), 0) == 0:
+            return False
+        work.scheduler.finish(work.handle)
+        self._done(work)
+        return True
 
     def _on_task(self, frame: Frame, sender: int) -> None:
         now = self._clock()
@@ -265,6 +297,8 @@ class Node:
 
     def _follow(self, work: _Work, decision: Decision | None = None) -> None:
         """Do what the scheduler says; a peer without credit makes it choose again without that peer."""
+        if self._given_up(work):
+            return
         decision = decision or self._decide(work)
         shut: list[int] = []
         while decision.action is Action.OFFLOAD and self._credit[decision.node] <= 0:
@@ -333,7 +367,17 @@ class Node:
             scheduler.observe(segment, self.index, 1, spent)
         self.service += _SERVICE_WEIGHT * (spent * 1e-9 - self.service)
         self._give_credit(work)
+        if work.head is not None and work.deadline != NO_DEADLINE and self._arm is not None:
+            # The best answer so far: it leaves in time even if what comes next takes longer than anybody foresaw.
+            self._arm(Outgoing(-1, self._answer(work, segment, work.head.logits, work.head.label, work.head.confidence, forced=True), work.deadline))
         self._follow(work)
+
+    def _answer(self, work: _Work, exit_: int, logits: Any, label: Any, confidence: Any, forced: bool) -> Frame:
+        tensors, payload = codecs.pack((logits, label, confidence))
+        flags = work.frame.flags | Flag.FORCED if forced else work.frame.flags
+        return work.frame.with_(
+            kind=Kind.ANSWER, segment=work.segment, exit=exit_, codec=codecs.RAW.id, flags=flags, route=b"", tensors=tensors, payload=payload
+        )
 
     def _exit(self, work: _Work, forced: bool) -> None:
         exit_ = work.segment - 1
@@ -347,17 +391,13 @@ class Node:
                     carry = codecs.unpack(work.frame) if work.carry is None else work.carry
                     work.head = self.net.exit_step(exit_, carry, logits=True)
                 logits, label, confidence = work.head.logits, work.head.label, work.head.confidence
-            tensors, payload = codecs.pack((logits, label, confidence))
+            frame = self._answer(work, exit_, logits, label, confidence, forced)
         except FrameError as error:
             return self._fail(work, "invalid", str(error))
         except Exception as error:
             return self._fail(work, "failed", f"exit {exit_} on node {self._name!r}: {_tail(error)}")
-        flags = work.frame.flags | Flag.FORCED if forced else work.frame.flags
-        frame = work.frame.with_(
-            kind=Kind.ANSWER, segment=work.segment, exit=exit_, codec=codecs.RAW.id, flags=flags, route=b"", tensors=tensors, payload=payload
-        )
         self._done(work)
-        self._emit(Outgoing(-1, frame, work.deadline))
+        self._emit(Outgoing(-1, frame, work.deadline, keyed=True))
         return None
 
     def _offload(self, work: _Work, node: int, codec: str) -> None:
@@ -375,7 +415,7 @@ class Node:
         self._credit[node] -= 1
         frame = frame.with_(segment=work.segment, exit=work.segment - 1, hops=frame.hops + 1, tensors=tensors, payload=payload)
         self._emit(Outgoing(-1, frame.with_(kind=Kind.MOVED, tensors=(), payload=to_payload(Moved(node)))))
-        self._emit(Outgoing(node, frame, work.deadline))
+        self._emit(Outgoing(node, frame, work.deadline, keyed=True))
         self._done(work)
         return None
 
@@ -386,7 +426,7 @@ class Node:
 
     def _refuse(self, frame: Frame, code: str, reason: str) -> None:
         payload = to_payload(Refused(code, reason))
-        self._emit(Outgoing(-1, frame.with_(kind=Kind.REFUSED, route=b"", tensors=(), payload=payload)))
+        self._emit(Outgoing(-1, frame.with_(kind=Kind.REFUSED, route=b"", tensors=(), payload=payload), keyed=True))
 
     def _done(self, work: _Work) -> None:
         self.handled += 1

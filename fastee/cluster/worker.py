@@ -1,4 +1,4 @@
-"""A node's process (``python -m fastee.cluster.worker``): one thread owns the sockets, one computes.
+"""A node's process (``python -m fastee.cluster.worker``).
 
 The network arrives once, over the private pipe that is this process's stdin, as a cloudpickle. That is safe there and only
 there: the writer is the parent that started this very process with the same rights and could run anything anyway. Nothing that
@@ -24,8 +24,8 @@ import cloudpickle
 import msgspec
 import torch
 
-from fastee.cluster.courier import Courier
-from fastee.cluster.frame import Frame, Kind, decode
+from fastee.cluster.endpoint import Answered, Arrival, Identity, Item, Lost, Sent, TaskKey, open_endpoint, task_key
+from fastee.cluster.frame import Frame, Kind
 from fastee.cluster.messages import (
     Heartbeat,
     Hello,
@@ -40,68 +40,94 @@ from fastee.cluster.messages import (
     to_payload,
 )
 from fastee.cluster.node import Node, Outgoing, Settings
-from fastee.cluster.transport import Message, PeerEvent, ZmqTransport
-from fastee.errors import FingerprintMismatch, FrameError
+from fastee.cluster.transport import PeerEvent
+from fastee.errors import FrameError
 from fastee.scheduling import Profile
 
-HEARTBEAT_SECONDS = 0.1
-DOWN_SECONDS = 1.0
-_CLIENT_GONE_SECONDS = 5.0
+_REPORT_SECONDS = 0.05
+_PARENT_SECONDS = 0.1
+_PEER_TASKS = 256
 
 
 class Worker:
-    """The I/O thread of a node: sockets, emulated links, heartbeats; hands tasks to the compute thread and sends what it emits."""
+    """A node on the network: hands arriving tasks to its `Node` and sends what that emits, reports how it is, notes who is there.
+
+    With a concurrent endpoint one Python thread receives and computes (the sockets, heartbeats and deadlines are the I/O thread's);
+    with the Python endpoint this thread owns the sockets and a second one computes.
+    """
 
     def __init__(self, net: Any, settings: Settings, profile: Profile, links: dict, stdin_fd: int):
         self.settings = settings
         self.index = settings.index
-        self.incarnation = secrets.randbits(63)
         self._stdin = stdin_fd
         self._parent = os.getppid()
-        self._outbox: deque[Outgoing] = deque()
-        self._transport = ZmqTransport(f"n{self.index}:{self.incarnation:016x}")
-        self._courier = Courier(self._transport, self.index, links, self.incarnation, settings.fingerprint, self._is_up)
-        self._connected: dict[int, bool] = {}
-        self._seen: dict[int, float] = {}
+        self._outbox: deque[tuple[Outgoing, bool]] = deque()
+        incarnation = secrets.randbits(63)
+        self._endpoint = open_endpoint(
+            Identity(
+                f"n{self.index}:{incarnation:016x}",
+                self.index,
+                incarnation,
+                settings.fingerprint,
+                to_payload(Hello(settings.names[self.index], self.index, os.getpid())),
+                links,
+                node=True,
+                peer_tasks=max(_PEER_TASKS, 2 * settings.credit),
+                keys=settings.keys,
+                allowed=settings.allowed,
+            )
+        )
         self._up: dict[int, bool] = {}
-        self._clients: dict[str, float] = {}
-        self._unconfirmed: dict[int, dict[tuple[int, int, int], Frame]] = {}
-        self._bad_frames = 0
+        self._unconfirmed: dict[int, dict[TaskKey, Frame]] = {}
+        self._complaints = 0
         self._failed = False
-        self._tick = self._beat = 0.0
-        self.node = Node(net, settings, profile, self._emit)
+        self._reported: tuple = ()
+        self._report_at = self._parent_at = 0.0
+        self.node = Node(net, settings, profile, self._emit, arm=self._arm)
 
     def bind(self) -> Ports:
-        return Ports(*self._transport.bind())
+        return self._endpoint.bind()
 
     def connect(self, ports: list[Ports]) -> None:
+        self._report(force=True)
         for index, at in enumerate(ports):
             if index != self.index:
-                self._transport.connect(node_peer(index), "127.0.0.1", at.ctl, at.bulk)
+                key = self.settings.public[index] if self.settings.public else ""
+                self._endpoint.connect(node_peer(index), index, "127.0.0.1", at, key)
 
     def _emit(self, outgoing: Outgoing) -> None:
-        self._outbox.append(outgoing)
-        self._transport.wake()
+        if self._endpoint.concurrent:
+            self._send(outgoing, False)
+        else:
+            self._outbox.append((outgoing, False))
+            self._endpoint.wake()
 
-    def _is_up(self, peer: str) -> bool:
-        node = node_of(peer)
-        return node < 0 or self._up.get(node, False)
+    def _arm(self, outgoing: Outgoing) -> None:
+        if self._endpoint.concurrent:
+            self._send(outgoing, True)
+        else:
+            self._outbox.append((outgoing, True))
+            self._endpoint.wake()
 
     def serve(self) -> int:
         """Run until the parent is gone; returns the exit status."""
-        compute = threading.Thread(target=self._compute, name="compute", daemon=True)
-        compute.start()
-        self._transport.watch_file(self._stdin)
+        concurrent = self._endpoint.concurrent
+        if not concurrent:
+            threading.Thread(target=self._compute, name="compute", daemon=True).start()
         try:
-            while not self._failed and self._parent_lives():
-                wait = max(0.0, self._beat - time.monotonic())
-                for item in self._transport.receive(min(wait, self._courier.pause())):
-                    self._handle(item)
-                self._send()
-                self._watch()
+            with torch.inference_mode():
+                while not self._failed and self._parent_lives():
+                    wait = max(0.0, min(self._report_at - time.monotonic(), self.node.pause() if concurrent else 1.0))
+                    for item in self._endpoint.receive(wait, self._stdin):
+                        self._handle(item)
+                    if concurrent:
+                        self.node.step(longest=0)
+                    while self._outbox:
+                        self._send(*self._outbox.popleft())
+                    self._report()
         finally:
             self.node.post("stop")
-            self._transport.close()
+            self._endpoint.close()
         return int(self._failed)
 
     def _compute(self) -> None:
@@ -110,9 +136,13 @@ class Worker:
         except BaseException:
             traceback.print_exc()
             self._failed = True
-            self._transport.wake()
+            self._endpoint.wake()
 
     def _parent_lives(self) -> bool:
+        now = time.monotonic()
+        if now < self._parent_at:
+            return True
+        self._parent_at = now + _PARENT_SECONDS
         if os.getppid() != self._parent:
             return False
         readable, _, _ = select.select([self._stdin], [], [], 0)
@@ -120,115 +150,88 @@ class Worker:
 
     # in
 
-    def _handle(self, item: Message | PeerEvent) -> None:
+    def _handle(self, item: Item) -> None:
+        if isinstance(item, Arrival):
+            try:
+                self._act(item.peer, item.frame)
+            except FrameError as error:
+                self._complain(item.peer, str(error))
+        elif isinstance(item, PeerEvent):
+            self._set_up(node_of(item.peer), item.up)
+        elif isinstance(item, Sent):
+            self.node.post("link", item.machine, item.nbytes, item.duration)
+        elif isinstance(item, Answered):
+            self.node.post("answered", item.key)
+        elif isinstance(item, Lost):
+            for node, waiting in self._unconfirmed.items():
+                if (frame := waiting.pop(item.key, None)) is not None:
+                    self._undeliverable(frame, node)
+                    self.node.post("credit", node)
+                    break
+        else:
+            self._complain(item.peer, item.reason)
 
-        if isinstance(item, PeerEvent):
-            node = node_of(item.peer)
-            self._connected[node] = item.up
-            if not item.up:
-                self._set_up(node, False)
-            return
-        try:
-            self._act(item.peer, decode(item.parts, self.settings.fingerprint))
-        except FingerprintMismatch as error:
-            stranger = decode(item.parts)
-            refusal = Refused("fingerprint", str(error))
-            self._courier.direct(
-                item.peer, Frame(Kind.REFUSED, task=stranger.task, origin=stranger.origin, hops=stranger.hops, payload=to_payload(refusal))
-            )
-        except FrameError as error:
-            self._bad_frames += 1
-            if self._bad_frames <= 5:
-                print(f"node {self.index}: ignored bytes from {item.peer!r}: {error}", file=sys.stderr, flush=True)
+    def _complain(self, peer: str, reason: str) -> None:
+        self._complaints += 1
+        if self._complaints <= 5:
+            print(f"node {self.index}: ignored bytes from {peer!r}: {reason}", file=sys.stderr, flush=True)
 
     def _act(self, peer: str, frame: Frame) -> None:
-
         node = node_of(peer)
         known = 0 <= node < len(self.settings.names)
         if frame.kind is Kind.TASK:
             self.node.post("task", frame, node if known else -1)
         elif frame.kind is Kind.HELLO:
             from_payload(frame, Hello)
-            if not known:
-                self._clients[peer] = time.monotonic()
-                self._courier.direct(
-                    peer, Frame(Kind.HELLO, payload=to_payload(Hello(self.settings.names[self.index], self.index, os.getpid())))
-                )
         elif known and frame.kind in (Kind.HEARTBEAT, Kind.CREDIT):
             beat = from_payload(frame, Heartbeat)
-            if frame.kind is Kind.HEARTBEAT:
-                self._seen[node] = time.monotonic()
-            elif self._unconfirmed.get(node, {}).pop((frame.task, frame.origin, frame.hops), None) is not None:
+            if frame.kind is Kind.CREDIT and self._unconfirmed.get(node, {}).pop(task_key(frame), None) is not None:
                 self.node.post("credit", node)
             self.node.post("queue", node, min(max(beat.queue, 0), 1 << 30))
 
     # out
 
-    def _send(self) -> None:
-
-        while self._outbox:
-            out = self._outbox.popleft()
-            if out.target < 0:
-                self._courier.put(client_peer(out.frame.origin), 0, out.frame, out.deadline)
-                continue
-            if out.frame.kind is Kind.TASK:
-                if not self._up.get(out.target, False):
-                    self._undeliverable(out.frame, out.target)
-                    continue
-                self._unconfirmed.setdefault(out.target, {})[self._key(out.frame)] = out.frame.with_(tensors=(), payload=b"")
-            self._courier.put(node_peer(out.target), out.target, out.frame, out.deadline)
-        for parcel in self._courier.flush():
-            node = node_of(parcel.peer)
-            if parcel.frame.kind is Kind.TASK and self._unconfirmed.get(node, {}).pop(self._key(parcel.frame), None) is not None:
-                self._undeliverable(parcel.frame, node)
-                self.node.post("credit", node)
-        for machine, nbytes, spent in self._courier.transfers:
-            self.node.post("link", machine, nbytes, spent)
-        self._courier.transfers.clear()
-
-    @staticmethod
-    def _key(frame: Frame) -> tuple[int, int, int]:
-        return frame.task, frame.origin, frame.hops
+    def _send(self, out: Outgoing, armed: bool) -> None:
+        if out.target < 0:
+            client = client_peer(out.frame.origin)
+            if armed:
+                self._endpoint.arm(client, 0, out.frame, out.deadline)
+            else:
+                self._endpoint.put(client, 0, out.frame, out.deadline, keyed=out.keyed)
+            return
+        if out.frame.kind is Kind.TASK:
+            if not self._up.get(out.target, False):
+                self._undeliverable(out.frame, out.target)
+                return
+            self._unconfirmed.setdefault(out.target, {})[task_key(out.frame)] = out.frame.with_(tensors=(), payload=b"")
+        self._endpoint.put(node_peer(out.target), out.target, out.frame, out.deadline, keyed=out.keyed)
 
     def _undeliverable(self, frame: Frame, node: int) -> None:
-
         reason = f"node {self.settings.names[node]!r} is lost to {self.settings.names[self.index]!r}"
         refusal = frame.with_(kind=Kind.REFUSED, route=b"", tensors=(), payload=to_payload(Refused("undeliverable", reason)))
-        self._courier.put(client_peer(frame.origin), 0, refusal)
+        self._endpoint.put(client_peer(frame.origin), 0, refusal)
 
     def _set_up(self, node: int, up: bool) -> None:
-        if self._up.get(node, False) == up:
-            return
         self._up[node] = up
         self.node.post("up", node, up)
+        self._report(force=True)
         if not up:
             # Sent but never confirmed: it may be lost with the connection. The client starts those over.
             for frame in self._unconfirmed.pop(node, {}).values():
                 self._undeliverable(frame, node)
 
-    def _watch(self) -> None:
-
+    def _report(self, force: bool = False) -> None:
+        """Tell the endpoint what its next heartbeats say; formatting them for every task would cost more than it tells."""
         now = time.monotonic()
-        if self._tick and now - self._tick > DOWN_SECONDS / 2:
-            # This process itself stood still (stopped, starved): silence of the others proves nothing.
-            self._seen = dict.fromkeys(self._seen, now)
-        self._tick = now
-        for node, connected in self._connected.items():
-            self._set_up(node, connected and now - self._seen.get(node, -DOWN_SECONDS) < DOWN_SECONDS)
-        if now < self._beat:
+        if now < self._report_at and not force:
             return
-        self._beat = now + HEARTBEAT_SECONDS
-        sent = [self._courier.bytes_to.get(n, 0) for n in range(len(self.settings.names))]
-        reach = [n for n, up in self._up.items() if up]
-        payload = to_payload(Heartbeat(self.node.queue_length, self.node.service, self.node.handled, sent, reach))
-        for node, connected in self._connected.items():
-            if connected:
-                self._courier.direct(node_peer(node), Frame(Kind.HEARTBEAT, payload=payload))
-        for client, last in list(self._clients.items()):
-            if self._courier.direct(client, Frame(Kind.HEARTBEAT, payload=payload)):
-                self._clients[client] = now
-            elif now - last > _CLIENT_GONE_SECONDS:
-                del self._clients[client]
+        self._report_at = now + _REPORT_SECONDS
+        node, count = self.node, len(self.settings.names)
+        sent, reach = [self._endpoint.bytes_to.get(n, 0) for n in range(count)], [n for n, up in self._up.items() if up]
+        state = (node.queue_length, node.service, node.handled, sent, reach)
+        if state != self._reported:
+            self._reported = state
+            self._endpoint.set_beat(to_payload(Heartbeat(*state)))
 
 
 def main() -> int:
