@@ -33,6 +33,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     sub.add_parser("list", help="the ops that can be run")
     p = sub.add_parser("run", help="time ops")
     p.add_argument("ops", nargs="+", metavar="op", help="see list; 'all' for every one")
+    p.add_argument("--cold", action="store_true", help="inputs from memory: more of them than twice the last-level cache holds")
     p.add_argument("--instructions", action="store_true", help="also count instructions per call under callgrind")
     p.add_argument("--against", default="torch,compile", help=f"comma separated: {', '.join([*OWN, *peers.names()])} (default: torch,compile)")
     timed(p)
@@ -107,7 +108,7 @@ def act(a: argparse.Namespace, err: Console) -> int:
             ops = runner.ops() if a.ops == ["all"] else a.ops
             cases = {op: runner.load(op) for op in ops}  # a wrong name fails before anything is timed
             own, which = against(a.against, ops)
-            rows = runner.run(cases, Context(a.quick, a.shapes, own), save, err, emit, a.command, a.instructions) if own or not which else []
+            rows = runner.run(cases, Context(a.quick, a.shapes, own, regime="cold" if a.cold else "warm"), save, err, emit, a.command, a.instructions) if own or not which else []
         else:
             which = {name: [*peers.module(name).CASES] for name in (peers.names() if a.peers == ["all"] else a.peers)}
         rows += run_peers(which, a, save, emit, err)

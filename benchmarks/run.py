@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastee.errors import did_you_mean
 from fastee.testing import instructions
-from fastee.testing.bench import Context, Group, Roofs, measure
+from fastee.testing.bench import Context, Group, Roofs, llc_bytes, measure
 from fastee.testing.rows import Row, append_rows, machine
 
 HERE = Path(__file__).parent
@@ -71,6 +71,11 @@ def run(
         for op, groups in cases.items():
             counts, reason = _counts(op, ctx) if with_instructions else ({}, "")
             for group in groups(ctx):
+                if ctx.regime == "cold":
+                    if len(group.cases[0].inputs) * group.bytes < llc_bytes():
+                        console.print(f"{group.op} {group.shape}: its inputs fit into the cache, no cold row", highlight=False)
+                        continue
+                    group.regime, group.working_set = "cold", max(group.working_set, 2 * llc_bytes())
                 name = f"{group.op} {group.shape} {group.dtype} {group.regime}"
                 if console.is_terminal:
                     bar.update(task, description=name, refresh=True)

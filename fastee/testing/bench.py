@@ -225,16 +225,17 @@ def llc_bytes() -> int:
 
 @dataclass
 class Context:
-    """What a bench file's ``cases(ctx)`` may ask: which peers, which shapes, and for inputs that rotate."""
+    """What a bench file's ``cases(ctx)`` may ask: which peers, which shapes, and for inputs that rotate in the warm or the cold regime."""
 
     quick: bool = False
     shapes: str = "small"
     against: tuple[str, ...] = ("torch", "compile")
     seed: int = 0
+    regime: str = "warm"
 
-    def rotate(self, make: Callable[[int], tuple], nbytes: int, regime: str = "warm") -> list[tuple]:
-        """Return input tuples ``make(i)``: 4 of them when warm, more than twice the last-level cache's bytes when cold."""
-        count = 4 if regime == "warm" else max(4, math.ceil(2 * llc_bytes() / max(1, nbytes)))
+    def rotate(self, make: Callable[[int], tuple], nbytes: int, regime: str = "") -> list[tuple]:
+        """Return input tuples ``make(i)``: 4 of them when warm, more than twice the last-level cache's bytes when cold (`regime`, else the context's)."""
+        count = 4 if (regime or self.regime) == "warm" else max(4, math.ceil(2 * llc_bytes() / max(1, nbytes)))
         return [make(i) for i in range(min(count, 4096))]
 
     def compiled(self, fn: Callable, inputs: list[tuple], provider: str = "compile") -> Case:

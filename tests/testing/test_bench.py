@@ -136,6 +136,7 @@ def test_cold_inputs_exceed_the_cache_and_warm_ones_do_not():
     ctx, size = Context(), 1 << 20
     assert len(ctx.rotate(lambda i: (i,), size)) == 4
     assert len(ctx.rotate(lambda i: (i,), size, "cold")) * size >= 2 * llc_bytes()
+    assert len(Context(regime="cold").rotate(lambda i: (i,), size)) * size >= 2 * llc_bytes()
 
 
 def test_a_compiler_that_fails_is_a_skip_with_its_reason(monkeypatch):

@@ -72,6 +72,20 @@ def test_run_json_prints_rows_only_and_appends_them(monkeypatch, tmp_path, capsy
     assert "missed" in captured.err and "0 of 1 bars met" in captured.err
 
 
+def test_cold_rows_are_of_inputs_that_no_cache_holds(monkeypatch, tmp_path):
+    from fastee.testing.bench import llc_bytes
+
+    def cases(ctx: Context):
+        for size in (1 << 20, 64):  # 4,096 inputs of 64 bytes are not cold in any cache of this century
+            inputs = ctx.rotate(lambda i: (i,), size)
+            yield Group("fake", str(size), "-", [Case("fastee", abs, inputs), Case("torch", abs, inputs)], bytes=size)
+
+    monkeypatch.setattr(runner, "load", lambda op: cases)
+    assert cli.main(["run", "fake", "--quick", "--cold", "--results", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("*.jsonl")
+    assert [(r.shape, r.regime, r.working_set) for r in read_rows(file)] == [(str(1 << 20), "cold", 2 * llc_bytes())] * 2
+
+
 def test_unknown_op_is_named_before_anything_is_timed(capsys):
     assert cli.main(["run", "exit_stp"]) == 2
     assert "did you mean 'exit_step'" in " ".join(capsys.readouterr().err.split())
