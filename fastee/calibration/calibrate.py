@@ -60,10 +60,13 @@ class CalibrationReport:
     calibration_error: list[float] = dataclasses.field(default_factory=list)
     temperatures: list[float] = dataclasses.field(default_factory=list)
 
+    def to_json(self) -> bytes:
+        """The report as JSON; +inf is null."""
+        return msgspec.json.format(msgspec.json.encode({k: _finite(v) for k, v in dataclasses.asdict(self).items()}))
+
     def save(self, path: str | os.PathLike) -> None:
-        """Write the report as JSON; +inf is null."""
-        values = {k: _finite(v) for k, v in dataclasses.asdict(self).items()}
-        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(values)))
+        """Write the JSON to `path`."""
+        Path(path).write_bytes(self.to_json())
 
 
 def _finite(value: Any) -> Any:

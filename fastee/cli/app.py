@@ -135,6 +135,89 @@ def explain(
         typer.echo(str(found))
 
 
+_Net = Annotated[str, typer.Argument(help="package.module:name of an EarlyExit, a function that makes one, or with --checkpoint the backbone.")]
+_Checkpoint = Annotated[Path | None, typer.Option(help="What net.save() wrote.", exists=True, dir_okay=False)]
+
+
+@app.command()
+def profile(
+    net: _Net,
+    checkpoint: _Checkpoint = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the profile goes.")] = Path("profile.json"),
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated. Default 1, 8, 32.")] = None,
+    node: Annotated[list[str] | None, typer.Option("--node", help="NAME or NAME:SLOWDOWN of a machine; may be repeated. Default: this one.")] = None,
+    link: Annotated[str | None, typer.Option("--link", help='Between all machines, e.g. "20mbit 10ms".')] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch while measuring.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print the profile on stdout as well.")] = False,
+) -> None:
+    """Measure what every segment of NET costs on this machine, and write the profile that planner, scheduler and simulator read."""
+    import torch
+
+    from fastee.cli.source import network
+    from fastee.report import profile_table
+
+    found = network(net, checkpoint)
+    pairs = [n.partition(":") for n in node or ["here"]]
+    try:
+        slow = [float(f) if colon else 1.0 for _, colon, f in pairs]
+    except ValueError:
+        raise typer.BadParameter(f"expected NAME or NAME:SLOWDOWN, got {node}", param_hint="--node") from None
+    torch.set_num_threads(threads)
+    measured = fastee.profile(found, found.inputs.example, [n for n, _, _ in pairs], tuple(batch or (1, 8, 32)), slow, link, progress=sys.stderr.isatty())
+    measured.save(out)
+    Console(stderr=json_, highlight=False).print(profile_table(measured, found.exit_names))
+    typer.echo(f"Profile: {out}", err=json_)
+    if json_:
+        typer.echo(measured.to_json().decode())
+
+
+@app.command()
+def calibrate(
+    net: _Net,
+    data: Annotated[str, typer.Argument(help="package.module:name of a DataLoader, Dataset or list of (x, y) batches, held out from training.")],
+    checkpoint: _Checkpoint = None,
+    max_drop: Annotated[float | None, typer.Option(min=0, max=1, help="Largest loss of accuracy (or agreement).")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Instead: largest mean cost, 1 = the backbone alone.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the promise, between 0 and 1.")] = 0.95,
+    measure: Annotated[str, typer.Option(help="max_prob, margin, entropy, energy, patience or gate.")] = "max_prob",
+    risk: Annotated[str, typer.Option(help="accuracy or agreement.")] = "accuracy",
+    objective: Annotated[str, typer.Option(help="cost or latency.")] = "cost",
+    guarantee: Annotated[str, typer.Option(help="ltt, hoeffding_bentkus or crc.")] = "ltt",
+    temperature: Annotated[bool, typer.Option("--temperature", help="Fit one temperature per head first.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the calibrated network (heads, exits, rule) to this safetensors file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a PNG: drop against cost, reliability, rows per exit.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Choose the thresholds of NET on DATA under a budget, with a guarantee. Exit code 1 when no exit could be switched on."""
+    from fastee.calibration import calibrate as run
+    from fastee.cli.source import named, network
+    from fastee.report import calibration_plot, calibration_table
+
+    if max_drop is None and max_cost is None:
+        max_drop = 0.003
+    if max_drop is not None and max_cost is not None:
+        raise typer.BadParameter("give either --max-drop or --max-cost", param_hint="--max-cost")
+    if not 0 < confidence < 1:
+        raise typer.BadParameter(f"expected a number between 0 and 1, got {confidence}", param_hint="--confidence")
+    found = network(net, checkpoint)
+    try:
+        report = run(found, named(data, "DATA"), max_drop, confidence, measure, risk, objective, guarantee=guarantee, max_cost=max_cost, temperature=temperature)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    console = Console(stderr=json_, highlight=False)
+    console.print(calibration_table(report, found.exit_names))
+    if out is not None:
+        found.save(out)
+        console.print(f"Network: {out}", soft_wrap=True)
+    if plot is not None:
+        plot.write_bytes(calibration_plot(report))
+        console.print(f"Plot: {plot}", soft_wrap=True)
+    if json_:
+        typer.echo(report.to_json().decode())
+    if not any(t < float("inf") for t in report.thresholds):
+        raise typer.Exit(1)
+
+
 @app.command()
 def sim(
     spec: Annotated[Path, typer.Argument(help="A SPEC.toml; examples/sim has some.", exists=True, dir_okay=False, readable=True)],
