@@ -83,19 +83,20 @@ extern "C" fastee_status fastee_mean_entropy(const DLTensor* logits, const DLTen
     if (a.frames > 1 && stride(*mask, 1) != 1) return unsupported_rows(op, "mask", *mask);
     a.mask = bytes_of<uint8_t>(*mask), a.mask_stride = stride(*mask, 0);
   }
-  cpu::kernels().mean_entropy(a);
+  parallel::mean_entropy(a);
   return FASTEE_OK;
 }
 
 extern "C" fastee_status fastee_feature_delta(const DLTensor* a, const DLTensor* b, float* out, void*) {
   static const char op[] = "feature_delta";
-  FASTEE_TRY(expect(op, "a", a, kDLFloat, 32, -1, "float32 [B, ...]"));
-  FASTEE_TRY(expect(op, "b", b, kDLFloat, 32, a->ndim, "float32 with the shape of a"));
-  if (a->ndim < 1 || !same_shape(*a, *b)) return wrong(FASTEE_INVALID_ARGUMENT, op, "b", "float32 with the shape of a " + describe(*a), b);
+  int element, other;
+  FASTEE_TRY(expect_float(op, "a", a, -1, "float32, bfloat16 or float16 [B, ...]", &element));
+  FASTEE_TRY(expect_float(op, "b", b, a->ndim, "of the type and shape of a", &other));
+  if (a->ndim < 1 || element != other || !same_shape(*a, *b)) return wrong(FASTEE_INVALID_ARGUMENT, op, "b", "of the type and shape of a, " + describe(*a), b);
   if (!contiguous_from(*a, 1)) return unsupported_rows(op, "a", *a);
   if (!contiguous_from(*b, 1)) return unsupported_rows(op, "b", *b);
   if (!out && a->shape[0]) return fail(FASTEE_INVALID_ARGUMENT, "feature_delta: out must not be NULL");
-  cpu::kernels().feature_delta({data_of(*a), data_of(*b), a->shape[0], product(*a, 1, a->ndim), stride(*a, 0), stride(*b, 0), out});
+  parallel::feature_delta({bytes_of<void>(*a), bytes_of<void>(*b), element, a->shape[0], product(*a, 1, a->ndim), stride(*a, 0), stride(*b, 0), out});
   return FASTEE_OK;
 }
 

@@ -59,8 +59,9 @@ using namespace fastee;
 
 extern "C" fastee_status fastee_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data, const DLTensor* scale, void*) {
   static const char op[] = "quantize_rows";
-  FASTEE_TRY(expect(op, "x", x, kDLFloat, 32, -1, "float32 [B, ...]"));
-  if (x->ndim < 1) return wrong(FASTEE_INVALID_ARGUMENT, op, "x", "float32 [B, ...]", x);
+  int element;
+  FASTEE_TRY(expect_float(op, "x", x, -1, "float32, bfloat16 or float16 [B, ...]", &element));
+  if (x->ndim < 1) return wrong(FASTEE_INVALID_ARGUMENT, op, "x", "float32, bfloat16 or float16 [B, ...]", x);
   if (!contiguous_from(*x, 1)) return unsupported_rows(op, "x", *x);
   const int64_t row = product(*x, 1, x->ndim);
   FASTEE_TRY(expect_packed(op, data, format, "x", *x, row));
@@ -68,8 +69,8 @@ extern "C" fastee_status fastee_quantize_rows(const DLTensor* x, fastee_format f
   float* scales = format == FASTEE_BF16 ? nullptr : data_of(*scale);
   if (row == 0 && scales)
     for (int64_t i = 0; i < x->shape[0]; ++i) scales[i] = 0.0f;
-  const int64_t element = format == FASTEE_BF16 ? 2 : 1;
-  parallel::quantize_rows({format, data_of(*x), x->shape[0], row, stride(*x, 0), group, bytes_of<uint8_t>(*data), element * stride(*data, 0), scales});
+  const int64_t width = format == FASTEE_BF16 ? 2 : 1;
+  parallel::quantize_rows({format, element, bytes_of<void>(*x), x->shape[0], row, stride(*x, 0), group, bytes_of<uint8_t>(*data), width * stride(*data, 0), scales});
   return FASTEE_OK;
 }
 
@@ -93,7 +94,6 @@ extern "C" fastee_status fastee_exit_pack(const DLTensor* x, const fastee_head* 
   cpu::HeadArgs a;
   FASTEE_TRY(head_args(op, x, head, out, &a));
   if (!out->exits || !offset || !nbytes || (!buffer && capacity > 0)) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: out.exits, buffer, offset and nbytes must not be NULL");
-  if (a.x.element != cpu::kF32) return wrong(FASTEE_WRONG_TYPE, op, "x", "float32", x);
   if (!contiguous_from(*x, 1)) return unsupported_rows(op, "x", *x);
   if (format < FASTEE_INT8 || format > FASTEE_BF16) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: format must be 0 to 3, got " + number(format));
   const int64_t row = product(*x, 1, x->ndim), rows = a.x.rows, bytes = row_bytes(format, row);
@@ -102,37 +102,12 @@ extern "C" fastee_status fastee_exit_pack(const DLTensor* x, const fastee_head* 
   const int64_t groups = format == FASTEE_BF16 ? 0 : row / group, reserved = 4 * groups * rows;
   if (capacity < reserved) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: capacity must be at least " + number(reserved) + " bytes for the scales, got " + number(capacity));
   // Scales of all rows at the front, data of the survivors behind; at the end the scales in use move up to the data.
-  uint8_t *scales = static_cast<uint8_t*>(buffer), *data = scales + reserved;
-  const cpu::Kernels& k = cpu::kernels();
-  // As many rows as stay in the L2 cache between the head's reading and the packing; a head of many weights wants at least four.
-  const int64_t fit = (256 << 10) / (4 * row), chunk = fit < 4 ? 4 : fit > cpu::kRowChunk ? cpu::kRowChunk : fit;
-  const int64_t most = rows < chunk ? rows : chunk;
-  a.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(most, a.x.features, a.classes))));
-  if (!a.scratch) return fail(FASTEE_OUT_OF_MEMORY, "exit_pack: no memory for the working buffer");
-  const float* from = bytes_of<const float>(*x);
-  const int64_t x_stride = stride(*x, 0);
-  int64_t count = 0;
-  for (int64_t first = 0; first < rows; first += chunk) {
-    cpu::HeadArgs part = a;
-    part.x.rows = rows - first < chunk ? rows - first : chunk;
-    part.x.data = static_cast<const float*>(a.x.data) + first * a.x.row_stride;
-    if (a.x.mask) part.x.mask = a.x.mask + first * a.x.mask_stride;
-    part.label += first;
-    for (float** p : {&part.max_prob, &part.margin, &part.entropy, &part.lse, &part.entropy_p2, &part.confidence})
-      if (*p) *p += first;
-    if (part.logits) part.logits += first * a.classes;
-    part.exits += first;
-    k.exit_head(part);
-    for (int64_t b = first; b < first + part.x.rows; ++b) {
-      if (out->exits[b]) continue;
-      if (reserved + (count + 1) * bytes > capacity)
-        return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: capacity must be at least " + number(reserved + (count + 1) * bytes) + " bytes for the rows that stay, got " + number(capacity));
-      k.quantize_rows({format, from + b * x_stride, 1, row, x_stride, group, data + count * bytes, bytes,
-                       groups ? reinterpret_cast<float*>(scales + 4 * groups * count) : nullptr});
-      ++count;
-    }
-  }
-  if (out->index) *out->count = k.compact(out->exits, rows, 1, 1, out->index);
+  uint8_t* scales = static_cast<uint8_t*>(buffer);
+  const int64_t count = parallel::exit_pack(a, {bytes_of<void>(*x), format, row, group, groups, bytes, scales, scales + reserved, capacity - reserved});
+  if (count == -1) return fail(FASTEE_OUT_OF_MEMORY, "exit_pack: no memory for the working buffer");
+  if (count < 0)
+    return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: capacity must be at least " + number(reserved + (-2 - count) * bytes) + " bytes for the rows that stay, got " + number(capacity));
+  if (out->index) *out->count = cpu::kernels().compact(out->exits, rows, 1, 1, out->index);
   *offset = 4 * groups * (rows - count);
   *nbytes = (4 * groups + bytes) * count;
   if (count && groups) std::memmove(scales + *offset, scales, static_cast<size_t>(4 * groups * count));
@@ -159,17 +134,7 @@ extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_
   std::memcpy(to, kMagic, 4);
   to[4] = kVersion, to[5] = static_cast<uint8_t>(element);
   std::memcpy(to + 8, &count, 8);
-  const uint8_t* from = bytes_of<const uint8_t>(*x);
-  const auto pack = cpu::kernels().pack_planes;
-  int64_t at = 0;
-  for (int64_t b = 0; b <= blocks; ++b) {
-    const uint32_t units = static_cast<uint32_t>(at / 4);
-    std::memcpy(to + kHeader + 4 * b, &units, 4);
-    if (b == blocks) break;
-    const int64_t first = b * cpu::kPlaneBlock, n = count - first < cpu::kPlaneBlock ? count - first : cpu::kPlaneBlock;
-    at += pack(from + first * width, element, n, to + start + at);
-  }
-  *nbytes = start + at;
+  *nbytes = start + parallel::pack_planes(bytes_of<const uint8_t>(*x), element, count, to + kHeader, to + start);
   return FASTEE_OK;
 }
 
@@ -190,24 +155,10 @@ extern "C" fastee_status fastee_unpack_planes(const void* data, int64_t nbytes, 
   FASTEE_TRY(expect_float(op, "out", out, -1, names[p.element], &element));
   if (element != p.element) return wrong(FASTEE_WRONG_TYPE, op, "out", names[p.element], out);
   if (!contiguous_from(*out, 0)) return wrong(FASTEE_UNSUPPORTED, op, "out", names[p.element], out);
-  const int64_t wanted = product(*out, 0, out->ndim), width = width_of(element);
+  const int64_t wanted = product(*out, 0, out->ndim);
   if (first < 0 || first > p.count || wanted > p.count - first)
     return fail(FASTEE_INVALID_ARGUMENT, "unpack_planes: out must lie within the " + number(p.count) + " packed values, got " + number(wanted) + " from " + number(first));
-  const auto unpack = cpu::kernels().unpack_planes;
-  uint8_t* to = bytes_of<uint8_t>(*out);
-  const uint8_t* blocks = static_cast<const uint8_t*>(data) + p.start;
-  alignas(64) uint8_t whole[4 * cpu::kPlaneBlock];
-  for (int64_t at = first; at < first + wanted;) {
-    const int64_t b = at / cpu::kPlaneBlock, begin = b * cpu::kPlaneBlock;
-    const int64_t n = p.count - begin < cpu::kPlaneBlock ? p.count - begin : cpu::kPlaneBlock;
-    const int64_t end = begin + n < first + wanted ? begin + n : first + wanted;
-    const int64_t from = offset_at(p, b), until = offset_at(p, b + 1);
-    const bool direct = at == begin && end == begin + n;
-    if (from > until || p.start + until > nbytes || !unpack(blocks + from, until - from, element, n, direct ? to : whole))
-      return no_planes("block " + number(b) + " is damaged");
-    if (!direct) std::memcpy(to, whole + (at - begin) * width, static_cast<size_t>((end - at) * width));
-    to += (end - at) * width;
-    at = end;
-  }
+  const int64_t damaged = parallel::unpack_planes(static_cast<const uint8_t*>(data) + p.start, nbytes - p.start, p.offsets, element, p.count, first, wanted, bytes_of<uint8_t>(*out));
+  if (damaged >= 0) return no_planes("block " + number(damaged) + " is damaged");
   return FASTEE_OK;
 }

@@ -13,6 +13,7 @@ constexpr double kElementsPerByte = 0.25;
 
 template <typename T>
 T* past(T* p, int64_t n) { return p ? p + n : nullptr; }
+}  // namespace
 
 const void* past_elements(const void* p, int element, int64_t n) {
   const int64_t size = element == cpu::kF32 ? 4 : element == cpu::kI8 ? 1 : 2;
@@ -34,7 +35,6 @@ cpu::HeadArgs slice(cpu::HeadArgs a, int64_t first, int64_t last) {
   a.exits = past(a.exits, first);
   return a;
 }
-}  // namespace
 
 bool exit_head(const cpu::HeadArgs& args) {
   const cpu::Kernels& k = cpu::kernels();
@@ -68,32 +68,6 @@ void row_stats(const cpu::RowStatsArgs& args) {
     a.lse = past(a.lse, first);
     a.entropy_p2 = past(a.entropy_p2, first);
     k.row_stats(a);
-  });
-}
-
-void quantize_rows(const cpu::QuantizeArgs& args) {
-  const cpu::Kernels& k = cpu::kernels();
-  const int64_t groups = args.group ? args.row / args.group : 0;
-  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
-    cpu::QuantizeArgs a = args;
-    a.x += first * a.row_stride;
-    a.rows = last - first;
-    a.data += first * a.data_stride;
-    if (a.scale) a.scale += first * groups;
-    k.quantize_rows(a);
-  });
-}
-
-void dequantize_rows(const cpu::DequantizeArgs& args) {
-  const cpu::Kernels& k = cpu::kernels();
-  const int64_t groups = args.group ? args.row / args.group : 0;
-  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
-    cpu::DequantizeArgs a = args;
-    a.data += first * a.data_stride;
-    a.rows = last - first;
-    a.out += first * a.out_stride;
-    if (a.scale) a.scale += first * groups;
-    k.dequantize_rows(a);
   });
 }
 

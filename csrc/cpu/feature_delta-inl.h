@@ -1,12 +1,12 @@
 // feature_delta: |a/|a| - b/|b|| per row from three sums of one pass, sqrt(2 - 2 a.b / (|a| |b|)). That form cancels when the two
 // are close (2e-5 off at 0.01 over 128 features), so small results are summed again as squared differences: the row is in the cache.
 #pragma once
-#include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/element.h"
 
 namespace fastee::cpu::FASTEE_ISA {
 
-FASTEE_INLINE float row_delta(const float* a, const float* b, int64_t n) {
+template <typename T>
+FASTEE_PIECE float row_delta(const T* a, const T* b, int64_t n) {
   V aa = set1(0.0f), bb = aa, ab = aa;
   auto look = [&](V x, V y) FASTEE_LAMBDA {
     aa = fma(x, x, aa);
@@ -33,6 +33,9 @@ FASTEE_INLINE float row_delta(const float* a, const float* b, int64_t n) {
 }
 
 static void feature_delta(const FeatureDeltaArgs& f) {
-  for (int64_t r = 0; r < f.rows; ++r) f.out[r] = row_delta(f.a + r * f.a_stride, f.b + r * f.b_stride, f.row);
+  with_float(f.element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+    const T *a = static_cast<const T*>(f.a), *b = static_cast<const T*>(f.b);
+    for (int64_t r = 0; r < f.rows; ++r) f.out[r] = row_delta(a + r * f.a_stride, b + r * f.b_stride, f.row);
+  });
 }
 }  // namespace fastee::cpu::FASTEE_ISA

@@ -58,7 +58,8 @@ struct MeanEntropyArgs {
 };
 
 struct FeatureDeltaArgs {
-  const float *a, *b;
+  const void *a, *b;
+  int element;
   int64_t rows, row, a_stride, b_stride;
   float* out;
 };
@@ -68,7 +69,8 @@ enum Format { kInt8 = 0, kInt4 = 1, kE4M3 = 2, kBf16Rows = 3 };
 
 struct QuantizeArgs {
   int format;
-  const float* x;
+  int element;
+  const void* x;
   int64_t rows, row, row_stride, group;  // group divides row
   uint8_t* data;
   int64_t data_stride;  // bytes

@@ -26,8 +26,7 @@ struct Grid {
   bool blank;
 };
 
-FASTEE_INLINE Grid grid_of(const float* x, int64_t n, float limit, float largest_scale) {
-  const uint32_t bits = largest_bits(x, n);
+FASTEE_INLINE Grid grid_of(uint32_t bits, float limit, float largest_scale) {
   if (bits >= 0x7f800000) return {1.0f, 0.0f, __builtin_nanf(""), true};
   float top;
   __builtin_memcpy(&top, &bits, 4);
@@ -97,7 +96,43 @@ FASTEE_INLINE void quantize_bytes(const float* x, int64_t n, const Grid& g, uint
   }
 }
 
+FASTEE_PIECE void widen_row(const uint16_t* x, int element, int64_t n, float* out) {
+  with_float(element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+    const T* from = reinterpret_cast<const T*>(x);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store(out + i, load(from + i));
+    if (i < n) store_n(out + i, load_n(from + i, n - i, 0.0f), n - i);
+  });
+}
+
 constexpr int64_t kNibbles = 1024;  // values that wait as bytes until they are packed two by two
+
+// A row of activations as fp32, `step` values at a time: where it lies, or widened into the L1 cache. Widening is exact, so the result is
+// that of the fp32 row; kernels for each type would not be faster and cost three times the code.
+struct Floats {
+  const void* row;
+  int element;
+  int64_t step;
+  alignas(64) float wide[kNibbles];
+
+  Floats(const QuantizeArgs& a, int64_t b) : element(a.element), step(element == kF32 ? INT64_MAX : kNibbles) {
+    row = static_cast<const char*>(a.x) + b * a.row_stride * (element == kF32 ? 4 : 2);
+  }
+  const float* at(int64_t i, int64_t n) {
+    if (element == kF32) return static_cast<const float*>(row) + i;
+    widen_row(static_cast<const uint16_t*>(row) + i, element, n, wide);
+    return wide;
+  }
+  uint32_t largest(int64_t from, int64_t n) {
+    uint32_t top = 0;
+    for (int64_t i = 0, here; i < n; i += here) {
+      here = n - i < step ? n - i : step;
+      const uint32_t bits = largest_bits(at(from + i, here), here);
+      top = bits > top ? bits : top;
+    }
+    return top;
+  }
+};
 
 // Pairs of bytes to bytes: the even value in the low nibble; an odd last value has 0 above it.
 FASTEE_INLINE void join_nibbles(const uint8_t* q, int64_t n, uint8_t* out) {
@@ -119,15 +154,15 @@ FASTEE_INLINE void split_nibbles(const uint8_t* in, int64_t n, int8_t* q) {
   for (int64_t i = 0; i < 2 * pairs; ++i) q[i] = static_cast<int8_t>((q[i] ^ 8) - 8);
 }
 
-FASTEE_PIECE void quantize_int4_row(const QuantizeArgs& a, const float* x, uint8_t* out, float* scale) {
+FASTEE_PIECE void quantize_int4_row(const QuantizeArgs& a, Floats& x, uint8_t* out, float* scale) {
   alignas(64) uint8_t waiting[kNibbles];
   int64_t held = 0;
   for (int64_t at = 0; at < a.row; at += a.group) {
-    const Grid g = grid_of(x + at, a.group, 7.0f, 0x1.249248p+125f);
+    const Grid g = grid_of(x.largest(at, a.group), 7.0f, 0x1.249248p+125f);
     *scale++ = g.scale;
     for (int64_t i = 0; i < a.group;) {
       const int64_t n = a.group - i < kNibbles - held ? a.group - i : kNibbles - held;
-      quantize_bytes<false>(x + at + i, n, g, waiting + held);
+      quantize_bytes<false>(x.at(at + i, n), n, g, waiting + held);
       i += n, held += n;
       if (held == kNibbles) join_nibbles(waiting, kNibbles, out), out += kNibbles / 2, held = 0;
     }
@@ -135,7 +170,7 @@ FASTEE_PIECE void quantize_int4_row(const QuantizeArgs& a, const float* x, uint8
   join_nibbles(waiting, held, out);
 }
 
-FASTEE_PIECE void quantize_bf16_row(const float* x, int64_t n, uint16_t* out) {
+FASTEE_INLINE void quantize_bf16(const float* x, int64_t n, uint16_t* out) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) store_low_halves(out + i, bf16_of(load(x + i)));
   if (i < n) {
@@ -145,24 +180,34 @@ FASTEE_PIECE void quantize_bf16_row(const float* x, int64_t n, uint16_t* out) {
   }
 }
 
+FASTEE_PIECE void quantize_bf16_row(const QuantizeArgs& a, Floats& x, uint16_t* out) {
+  for (int64_t i = 0, n; i < a.row; i += n) {
+    n = a.row - i < x.step ? a.row - i : x.step;
+    quantize_bf16(x.at(i, n), n, out + i);
+  }
+}
+
 template <bool E4M3>
-FASTEE_PIECE void quantize_byte_row(const QuantizeArgs& a, const float* x, uint8_t* out, float* scale) {
+FASTEE_PIECE void quantize_byte_row(const QuantizeArgs& a, Floats& x, uint8_t* out, float* scale) {
   for (int64_t at = 0; at < a.row; at += a.group) {
-    const Grid g = E4M3 ? grid_of(x + at, a.group, 448.0f, 0x1.249248p+119f) : grid_of(x + at, a.group, 127.0f, 0x1.020406p+121f);
+    const Grid g = E4M3 ? grid_of(x.largest(at, a.group), 448.0f, 0x1.249248p+119f) : grid_of(x.largest(at, a.group), 127.0f, 0x1.020406p+121f);
     *scale++ = g.scale;
-    quantize_bytes<E4M3>(x + at, a.group, g, out + at);
+    for (int64_t i = 0, n; i < a.group; i += n) {
+      n = a.group - i < x.step ? a.group - i : x.step;
+      quantize_bytes<E4M3>(x.at(at + i, n), n, g, out + at + i);
+    }
   }
 }
 
 static void quantize_rows(const QuantizeArgs& a) {
   const int64_t groups = a.row / a.group;
   for (int64_t b = 0; b < a.rows; ++b) {
-    const float* x = a.x + b * a.row_stride;
+    Floats x(a, b);
     uint8_t* out = a.data + b * a.data_stride;
     switch (a.format) {
       case kInt4: quantize_int4_row(a, x, out, a.scale + b * groups); break;
       case kE4M3: quantize_byte_row<true>(a, x, out, a.scale + b * groups); break;
-      case kBf16Rows: quantize_bf16_row(x, a.row, reinterpret_cast<uint16_t*>(out)); break;
+      case kBf16Rows: quantize_bf16_row(a, x, reinterpret_cast<uint16_t*>(out)); break;
       default: quantize_byte_row<false>(a, x, out, a.scale + b * groups); break;
     }
   }

@@ -62,6 +62,25 @@ std::string everything() {
   CHECK(fastee_dequantize_rows(&tq, &ts, FASTEE_INT8, kFeatures, &tb, nullptr) == FASTEE_OK);
   keep(q), keep(scale), keep(back);
 
+  int64_t offset = 0, nbytes = 0;
+  std::vector<uint8_t> wire(static_cast<size_t>(kRows * (4 + kFeatures * kInner)));
+  CHECK(fastee_exit_pack(&tx, &head, FASTEE_INT8, 0, &out, wire.data(), static_cast<int64_t>(wire.size()), &offset, &nbytes, nullptr) == FASTEE_OK);
+  all.append(reinterpret_cast<const char*>(wire.data()) + offset, static_cast<size_t>(nbytes));
+  keep(exits), keep(index);
+
+  const int64_t bound = fastee_pack_planes_bound(static_cast<int64_t>(x.size()), 4);
+  std::vector<uint8_t> planes(static_cast<size_t>(bound));
+  CHECK(fastee_pack_planes(&tx, planes.data(), bound, &nbytes, nullptr) == FASTEE_OK);
+  all.append(reinterpret_cast<const char*>(planes.data()), static_cast<size_t>(nbytes));
+  CHECK(fastee_unpack_planes(planes.data(), nbytes, 0, &tb, nullptr) == FASTEE_OK && back == x);
+  planes[static_cast<size_t>(nbytes) / 3 * 2] ^= 0xff, planes[static_cast<size_t>(nbytes) - 1] ^= 0xff;  // whatever comes of it comes on every count
+  all += fastee_unpack_planes(planes.data(), nbytes, 0, &tb, nullptr) == FASTEE_OK ? "" : fastee_last_error();
+
+  CHECK(fastee_mean_entropy(&tx, nullptr, 1.0f, lse.data(), nullptr) == FASTEE_OK);
+  CHECK(fastee_dequantize_rows(&tq, &ts, FASTEE_INT8, kFeatures, &tb, nullptr) == FASTEE_OK);
+  CHECK(fastee_feature_delta(&flat, &tb, p.data(), nullptr) == FASTEE_OK);
+  keep(lse), keep(p);
+
   std::vector<int64_t> at(kRows);
   for (int64_t i = 0; i < kRows; ++i) at[static_cast<size_t>(i)] = i * i % 61;  // many equal ones: the last must stay
   Tensor ti(at.data(), {kRows}, kDLInt, 64);

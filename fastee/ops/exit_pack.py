@@ -28,7 +28,7 @@ def _check_args(x, weight, bias=None, pool="mean", norm=None, measure="max_prob"
 def _cpu_declines(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, format, group):
     w = weight.data if isinstance(weight, ROWS) else weight
     return (
-        _cpu.plain(x, bias, *(norm or ())[1:3]) or _cpu.floats(None if w is not weight else w) or _cpu.contiguous_rows("x", x)
+        _cpu.plain(bias, *(norm or ())[1:3]) or _cpu.floats(x, None if w is not weight else w) or _cpu.contiguous_rows("x", x)
         or layout(x, w, bias, pool, norm, measure, threshold, temperature, mask)
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def exit_pack(
     """Run one exit and pack the rows that stay, in one pass over the activation: `exit_step` plus `quantize_rows` of the survivors.
 
     Arguments, errors and edge behaviour are those of `exit_step`, `format` and `group` those of `quantize_rows`. Each chunk of rows is
-    pooled, judged and packed while it lies in the cache. The native form takes fp32 with contiguous rows. Adds ``.wire``, uint8
+    pooled, judged and packed while it lies in the cache. The native form takes fp32, bf16 and fp16 with contiguous rows. Adds ``.wire``, uint8
     [nbytes]: the survivors' scales (fp32) and then their data, in order, in one piece; and ``.packed``, the same bytes as
     `QuantizedRows` (made on first access by the native form): equal to ``quantize_rows(gather_rows(x, index[:count]))``.
 

@@ -120,7 +120,7 @@ _quantize = dispatch.register(
     dispatch.Op(
         "quantize_rows",
         (
-            dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.plain(x) or _cpu.contiguous_rows("x", x)),
+            dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.floats(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend("numba", _numba_quantize, _numba_quantize_declines, lambda *a: _numba.not_ready("quantize_rows")),
             dispatch.Backend("reference", _reference_quantize),
         ),

@@ -47,8 +47,10 @@ def test_row_strides_logits_and_other_dtypes():
     step = ops.exit_step(x, w, threshold=0.5, logits=True)
     same(out, x, step, "int8", None)
     assert torch.equal(out.logits, step.logits) and torch.equal(out.confidence, step.confidence) and torch.equal(out.stats.entropy, step.stats.entropy)
-    half = x.to(torch.bfloat16)  # the reference takes what the native form declines
-    assert ops.exit_pack(half, w.bfloat16(), threshold=0.5).packed.data.dtype == torch.int8
+    double = ops.exit_pack(x.double(), w.double(), threshold=0.5)  # the reference takes what the native form declines
+    assert double.packed.data.dtype == torch.int8 and double.count == out.count
+    half = x.to(torch.bfloat16)
+    same(ops.exit_pack(half, w, threshold=0.5), half, ops.exit_step(half, w, threshold=0.5), "int8", None)
 
 
 def test_every_instruction_set_packs_the_same_bytes(every_isa):

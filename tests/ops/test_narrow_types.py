@@ -66,3 +66,21 @@ def test_an_int8_head_reads_a_quarter_of_the_bytes(every_isa):
     assert torch.allclose(slow.logits, results[0][1].logits, atol=1e-4)
     with pytest.raises(ValueError, match="exit_step: weight must be int8 with one scale per class, got int8 with group 10"):
         ops.exit_step(x, ops.quantize_rows(w, group=10), b, "none")
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
+def test_rows_of_narrow_types_are_packed_as_if_widened(every_isa, dtype):
+    g = torch.Generator().manual_seed(6)
+    x = torch.randn(5, 3, 700, generator=g).to(dtype)  # a row is longer than what is widened at a time
+    x[1, 0, 3], x[2, 2, 699], x[3] = float("nan"), float("inf"), 0.0
+    w = torch.randn(4, 3, generator=g)
+    for format, group in (("int8", None), ("int8", 2100), ("int4", 75), ("fp8_e4m3", 1050), ("bf16", None)):
+        want = ops.quantize_rows(x.float(), format, group, backend="reference")
+        exit_want = ops.exit_pack(x.float(), w, threshold=float("inf"), format=format, group=group, backend="cpu")
+        for isa, q in every_isa(lambda format=format, group=group: ops.quantize_rows(x, format, group, backend="cpu")):
+            assert torch.equal(q.data.view(torch.uint8), want.data.view(torch.uint8)) and torch.equal(q.scale.nan_to_num(-1), want.scale.nan_to_num(-1)), isa
+        for isa, out in every_isa(lambda format=format, group=group: ops.exit_pack(x, w, threshold=float("inf"), format=format, group=group, backend="cpu")):
+            assert torch.equal(out.wire, exit_want.wire) and torch.equal(out.label, exit_want.label), isa
+    a, b = x[[0, 4]], x[[4, 0]]
+    for isa, got in every_isa(lambda: ops.feature_delta(a, b, backend="cpu")):
+        assert torch.equal(got, ops.feature_delta(a.float(), b.float(), backend="cpu")), isa

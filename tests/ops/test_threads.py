@@ -30,7 +30,13 @@ def large():
     rows = fastee.ops.gather_rows(x, index)
     into = torch.zeros_like(x)
     fastee.ops.scatter_rows(into, index, rows)
-    return [head.label, head.confidence, head.exits, head.index, head.logits, *list(head.stats)[:5], *list(fastee.ops.row_stats(x.flatten(1)))[:5],
+    packed = [fastee.ops.pack_planes(v) for v in (x, x.bfloat16(), x.half()[:, :1000])]
+    part = fastee.ops.unpack_planes(packed[0].data, 5000, 1_200_000)
+    frames, keep = torch.randn(9, 50, 3000, generator=g), torch.rand(9, 50, generator=g) < 0.5
+    half = float(head.confidence.median())
+    exits = [fastee.ops.exit_pack(v, weight, None, measure="entropy", threshold=half, format=f) for v, f in ((x, "int8"), (x, "int4"), (x.half(), "bf16"))]
+    return [*[p.data for p in packed], *[fastee.ops.unpack_planes(p) for p in packed], part, *[e.wire for e in exits], exits[0].index,
+            fastee.ops.feature_delta(x, x.roll(1, 0)), fastee.ops.mean_entropy(frames), fastee.ops.mean_entropy(frames, keep), head.label, head.confidence, head.exits, head.index, head.logits, *list(head.stats)[:5], *list(fastee.ops.row_stats(x.flatten(1)))[:5],
             q.data, q.scale, fastee.ops.dequantize_rows(q), rows, into]  # fmt: skip
 
 

@@ -74,7 +74,7 @@ FASTEE_API fastee_status fastee_row_stats(const DLTensor* logits, float temperat
  * for a row without a frame. */
 FASTEE_API fastee_status fastee_mean_entropy(const DLTensor* logits, const DLTensor* mask, float temperature, float* out, void* stream);
 
-/* |a/|a| - b/|b|| per row of a, b fp32 [B, ...] -> out [B]; +inf when a row is zero, NaN when its sum of squares is not finite. */
+/* |a/|a| - b/|b|| per row of a, b float [B, ...] -> out [B]; +inf when a row is zero, NaN when its sum of squares is not finite. */
 FASTEE_API fastee_status fastee_feature_delta(const DLTensor* a, const DLTensor* b, float* out, void* stream);
 
 /* One exit: pool + norm + linear + statistics + rule, and the survivors' order when `index` is given. */
@@ -111,7 +111,7 @@ FASTEE_API fastee_status fastee_compact(const DLTensor* mask, int64_t* index, in
 FASTEE_API fastee_status fastee_gather_rows(const DLTensor* x, const DLTensor* index, const DLTensor* out, void* stream);
 FASTEE_API fastee_status fastee_scatter_rows(const DLTensor* out, const DLTensor* index, const DLTensor* rows, void* stream);
 
-/* Rows on a coarser grid, with one fp32 scale per `group` elements of a row (0 = the whole row): value = q * scale. max = the largest
+/* Rows of x float on a coarser grid, with one fp32 scale per `group` elements of a row (0 = the whole row): value = q * scale. max = the largest
  * |x| of the group, scale = max / limit, q = round_half_even(x * (limit / max)). A group of zeros has scale 0; one with NaN or inf has
  * scale NaN and q = 0.
  *   INT8      int8, the shape of x, limit 127
@@ -122,7 +122,7 @@ typedef enum { FASTEE_INT8 = 0, FASTEE_INT4 = 1, FASTEE_FP8_E4M3 = 2, FASTEE_BF1
 FASTEE_API fastee_status fastee_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data, const DLTensor* scale, void* stream);
 FASTEE_API fastee_status fastee_dequantize_rows(const DLTensor* data, const DLTensor* scale, fastee_format format, int64_t group, const DLTensor* out, void* stream);
 
-/* fastee_exit_head, and the rows that stay, quantised in order into one buffer, while the activation is in the cache: x fp32,
+/* fastee_exit_head, and the rows that stay, quantised in order into one buffer, while the activation is in the cache:
  * out.exits needed. The packed rows begin at buffer + *offset: their scales (fp32 [count, row / group], not for BF16), then their data,
  * `*nbytes` in all: as fastee_quantize_rows of the gathered rows writes them. The buffer (4-byte aligned) holds `capacity` bytes: the
  * scales of B rows plus the data of the rows that stay, else FASTEE_INVALID_ARGUMENT. */
