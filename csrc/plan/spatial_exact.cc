@@ -115,10 +115,10 @@ SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vec
     f.from.insert(f.from.end(), {q, split, member});
     f.least.push_back(least);
   };
-  for (int p = 1; p < count && model.work < limit; ++p) {
+  for (int p = 1; p < count; ++p) {
     const int splits = static_cast<int>(fronts[p].size());
-    for (int q = 0; q < p && model.work < limit; ++q) {
-      for (int e = 0; e < splits; ++e) {
+    for (int q = 0; q < p; ++q) {
+      for (int e = 0; e < splits && model.work < limit; ++e) {
         const int* now = cuts[p].data() + static_cast<size_t>(e) * (n + 1);
         for (int d = 0; d < n; ++d) parts[d] = model.part(d, points[q], points[p], {now[d], now[d + 1]});
         if (q == 0) {
@@ -153,7 +153,7 @@ std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound
   const int n = model.providers(), count = static_cast<int>(points.size());
   double vectors = 0;
   for (int p = 1; p < count; ++p) vectors += count_cuts(model.height(points[p]), n);
-  if (vectors > 1e6) return std::nullopt;
+  if (vectors * 200 > static_cast<double>(max_steps)) return std::nullopt;  // not even the parts of all vectors would be done in time
   std::vector<std::vector<int>> cuts(count);
   for (int p = 1; p < count; ++p) cuts[p] = all_cuts(model.height(points[p]), n);
   const int64_t limit = model.work + max_steps;

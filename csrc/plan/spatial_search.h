@@ -1,4 +1,4 @@
-// Our planner for spatial splits: a beam over partitions, then descent over cut vectors and partitions, resumable by budget.
+// Our planner for spatial splits: a beam over partitions, descents over cut vectors, windows and annealing over both, resumable by budget.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -34,7 +34,6 @@ class SpatialSearch {
   double weight_ = 0.02;  // of the mean finish beside the last one: leads over plateaus where several providers end together
   std::vector<State> queue_;
   size_t next_ = 0;
-  bool polished_ = false;
   double share_ = 0.06;  // of the rows: the step of the next window
   State home_;
   SpatialPlan best_;
@@ -47,15 +46,15 @@ class SpatialSearch {
   int height(const State& s, int volume) const { return model_.height(s.bounds[volume + 1]); }
   int below(int bound);
   void build(State& s);
-  double recurse(const State& s, int first, const int* cuts, double* latency);
-  bool offer(State& s);
+  double recurse(const State& s, int first, int same, const int* cuts, double* latency);
+  bool offer(State& s, double slack);
   void keep(const State& s);
-  bool transfer(State& s, int from, int to, int first, int last, double share);
+  bool transfer(State& s, int from, int to, int first, int last, double share, double slack);
   bool sweep(State& s, double share);
   void descend(State& s, double share);
-  bool repartition(State& s);
   bool window(State& s, double share);
-  void kick(State& s);
+  void toggle(State& s, int p) const;
+  void anneal(State& s, int64_t work);
   void add_beam();
 };
 

@@ -48,7 +48,9 @@ def _speeds(p, members: Sequence[int]) -> list[float]:
 
 
 def _same(p, volumes: Sequence[int], weights: Sequence[float]):
-    return tuple(volumes), [by_weight(p.net.height(b), weights) for b in volumes[1:]]
+    heights = [p.net.height(b) for b in volumes[1:]]
+    cuts = {h: by_weight(h, weights) for h in set(heights)}
+    return tuple(volumes), [cuts[h] for h in heights]
 
 
 def _layers(p) -> tuple[int, ...]:

@@ -19,9 +19,10 @@ from fastee.planning.spatial.plan import SpatialPlan
 
 METHODS = ("search", "exact", "osds", "cross_entropy", *baselines.BASELINES)
 MAX_PROVIDERS = 256
-EFFORT, WARM_EFFORT = 3_000_000, 200_000  # layers and providers visited; about 10 ns each
+EFFORT, WARM_EFFORT = 4_000_000, 300_000  # layers and providers visited; about 10 ns each
 _CHUNK = 50_000  # between two looks at the clock
-_WINDOW, _WARM_WINDOW = 400_000, 60_000  # of the effort, for one window of the search
+_WINDOW, _SMALL_WINDOW, _WARM_WINDOW = 150_000, 400_000, 60_000  # of the effort, for one window of the search
+_SMALL, _SMALL_STEPS = 3, 8_000_000  # up to 3 providers the optimum is often in reach: tried in up to about 0.1 s, between two searches
 _EXACT_STEPS = 200_000_000
 
 
@@ -127,6 +128,7 @@ class SpatialPlanner:
              candidates: Sequence[SpatialPlan] = (), seed: int = 0, **options) -> SpatialPlan:  # fmt: skip
         """Plan from nothing. ``search`` (ours), ``osds`` and ``cross_entropy`` answer with the best of their result, every baseline and
         every candidate; ``exact`` with the optimum of the model (`ValueError` when that is out of reach); a baseline's name with that plan.
+        ``search`` for 2 or 3 providers is the optimum, too, where that takes about 0.1 s.
 
         `effort`: work units of the search (deterministic). `budget`: seconds after which it stops (then the result depends on the machine).
         `options` go to OSDS.
@@ -155,7 +157,12 @@ class SpatialPlanner:
         elif method == "cross_entropy":
             found["cross_entropy"] = cross_entropy(self, seed)
         if method == "search":
-            found["search"] = self._search(found, effort if effort is not None else EFFORT, None if budget is None else began + budget, seed, True)
+            effort = EFFORT if effort is None else effort
+            if 1 < self.providers <= _SMALL and effort >= EFFORT and budget is None:
+                found["search"] = self._search(found, EFFORT // 4, None, seed, True)
+                if self._optimum(found, "search", _SMALL_STEPS):
+                    return self._best(found, method)
+            found["search"] = self._search(found, effort, None if budget is None else began + budget, seed, True)
         return self._best(found, method)
 
     def replan(self, *, links=None, lost: Sequence[str | int] = (), back: Sequence[str | int] = (), start: SpatialPlan | None = None,
@@ -206,9 +213,10 @@ class SpatialPlanner:
 
     def _search(self, found: dict[str, tuple], effort: int, until: float | None, seed: int, beam: bool) -> tuple:
         starts = [(list(volumes), [e for cuts in splits for e in cuts]) for volumes, splits in found.values()]
-        search = _native.core.SpatialSearch(self.model, starts, seed, beam, _WINDOW if beam else _WARM_WINDOW)
-        stop = self.model.work + effort
-        while self.model.work < stop and (until is None or time.perf_counter() < until) and search.run(min(stop - self.model.work, _CHUNK)):
+        window = _WARM_WINDOW if not beam else _WINDOW if self.providers > _SMALL else _SMALL_WINDOW
+        search = _native.core.SpatialSearch(self.model, starts, seed, beam, window)
+        stop, chunk = self.model.work + effort, effort if until is None else _CHUNK
+        while self.model.work < stop and (until is None or time.perf_counter() < until) and search.run(min(stop - self.model.work, chunk)):
             pass
         volumes, cuts, latency = search.best()
         n = self.providers + 1
@@ -223,15 +231,20 @@ class SpatialPlanner:
         if not self.native:
             raise BackendUnavailable(f"method 'exact' needs the compiled planner ({_native.reason.get('_C', 'native=False')}): {_native.REPAIR}")
         found["search"] = self._search(found, EFFORT, None, 0, True)
-        best = min(self.latency(*plan) for plan in found.values())
-        answer = self.model.exact(best, _EXACT_STEPS)
-        if answer is None:
+        if not self._optimum(found, "exact", _EXACT_STEPS):
             raise ValueError(f"method 'exact' is out of reach: {self.net.name!r} on {self.providers} providers needs more than {_EXACT_STEPS} volume steps")
+        return self._best(found, "exact")
+
+    def _optimum(self, found: dict[str, tuple], name: str, steps: int) -> bool:
+        """Put the optimum under `name` unless something found is one; False when it takes more than `steps`."""
+        answer = self.model.exact(min(self.latency(*plan) for plan in found.values()), steps)
+        if answer is None:
+            return False
         volumes, cuts, _ = answer
         if volumes:
             n = self.providers + 1
-            found["exact"] = tuple(volumes), [cuts[i : i + n] for i in range(0, len(cuts), n)]
-        return self._best(found, "exact")
+            found[name] = tuple(volumes), [cuts[i : i + n] for i in range(0, len(cuts), n)]
+        return True
 
     def _best(self, found: dict[str, tuple], method: str) -> SpatialPlan:
         times = {name: self.latency(*plan) for name, plan in found.items()}

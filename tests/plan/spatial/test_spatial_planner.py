@@ -18,6 +18,7 @@ from fastee.planning.spatial import (
     SpatialPlan,
     SpatialPlanner,
     plan_spatial,
+    resnet18,
     vgg16,
 )
 from fastee.planning.spatial.baselines import by_weight, water_fill
@@ -58,17 +59,16 @@ def test_exact_equals_brute_force(compiled):
         assert p.plan("exact").latency == best
 
 
-def test_search_is_within_one_percent_of_the_exact_optimum(compiled):
-    gaps = []
-    for size, devices, rate in itertools.product((64, 128), (["xavier", "nano"], ["nano", "nano"], ["xavier", "tx2"]), (50e6, 300e6)):
-        p = SpatialPlanner(vgg16(size), devices, rate)
-        ours = p.plan("search").latency
-        gaps.append(ours / p.model.exact(ours, 10**9)[2] - 1)
-    for devices, rate in itertools.product((["xavier", "nano", "nano"], ["nano", "pi", "xavier"]), (20e6, 300e6)):
-        p = SpatialPlanner(vgg16(32), devices, rate)
-        ours = p.plan("search").latency
-        gaps.append(ours / p.model.exact(ours, 10**9)[2] - 1)
-    assert max(gaps) <= 0.01, gaps
+@pytest.mark.parametrize("net, devices, rate", [
+    *((vgg16(size), devices, rate) for size in (64, 128) for devices in (["xavier", "nano"], ["nano", "nano"]) for rate in (20e6, 300e6)),
+    *((vgg16(32), devices, rate) for devices in (["xavier", "nano", "nano"], ["nano", "pi", "xavier"]) for rate in (20e6, 300e6)),
+    *((resnet18(64), ["nano"] * 3, rate) for rate in (5e6, 20e6)),
+], ids=range(14))  # fmt: skip
+def test_search_of_few_providers_is_the_exact_optimum(net, devices, rate, compiled):
+    # the last two are 3.6 and 2.9 % above it where the heuristics alone are asked
+    p = SpatialPlanner(net, devices, rate)
+    ours = p.plan("search").latency
+    assert not p.model.exact(ours, 10**9)[0], "there is a better plan"
 
 
 @pytest.mark.parametrize("contention", [False, True])
