@@ -12,7 +12,7 @@ namespace {
 
 // Lossless planes: magic, version, element, reserved, count; then the blocks' offsets in 4 bytes, one more than blocks.
 constexpr char kMagic[4] = {'F', 'P', 'L', 'N'};
-constexpr uint8_t kVersion = 2;
+using cpu::kPlaneVersion;
 constexpr int64_t kHeader = 16;
 
 struct Planes {
@@ -36,7 +36,7 @@ fastee_status read_header(const void* data, int64_t nbytes, Planes* p) {
   if (!data || nbytes < kHeader) return no_planes(number(data ? nbytes : 0) + " bytes, a header has " + number(kHeader));
   const uint8_t* in = static_cast<const uint8_t*>(data);
   if (std::memcmp(in, kMagic, 4) != 0) return no_planes("it does not begin with FPLN");
-  if (in[4] != kVersion) return no_planes("version " + number(in[4]) + ", this build reads " + number(kVersion));
+  if (in[4] != kPlaneVersion) return no_planes("version " + number(in[4]) + ", this build reads " + number(kPlaneVersion));
   if (in[5] > cpu::kF16) return no_planes("element type " + number(in[5]) + ", expected 0 to 2");
   if (in[6] || in[7]) return no_planes("reserved bytes are not zero");
   p->element = in[5];
@@ -132,7 +132,7 @@ extern "C" fastee_status fastee_pack_planes(const DLTensor* x, void* out, int64_
   const int64_t blocks = (count + cpu::kPlaneBlock - 1) / cpu::kPlaneBlock, start = planes_start(blocks);
   std::memset(to, 0, static_cast<size_t>(kHeader));
   std::memcpy(to, kMagic, 4);
-  to[4] = kVersion, to[5] = static_cast<uint8_t>(element);
+  to[4] = kPlaneVersion, to[5] = static_cast<uint8_t>(element);
   std::memcpy(to + 8, &count, 8);
   *nbytes = start + parallel::pack_planes(bytes_of<const uint8_t>(*x), element, count, to + kHeader, to + start);
   return FASTEE_OK;

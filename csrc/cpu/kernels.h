@@ -108,6 +108,7 @@ constexpr int64_t kClassTile = 1024;
 constexpr int64_t kRowChunk = 128;
 constexpr int64_t kMostPanel = 32;
 
+constexpr uint8_t kPlaneVersion = 2;
 constexpr int64_t kPlaneBlock = 2048;
 constexpr int64_t kPlaneHead = 12;
 constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (kPlaneHead + n * width + 3) / 4 * 4; }

@@ -29,7 +29,8 @@ typedef enum {
   FASTEE_INVALID_ARGUMENT = 1, /* a shape, size or number is wrong */
   FASTEE_WRONG_TYPE = 2,       /* a dtype or device is wrong */
   FASTEE_UNSUPPORTED = 3,      /* right, but this build or machine cannot (a layout, an instruction set) */
-  FASTEE_OUT_OF_MEMORY = 4
+  FASTEE_OUT_OF_MEMORY = 4,
+  FASTEE_DEVICE_ERROR = 5      /* CUDA refused a launch, or an earlier kernel broke the device's context (fastee/cuda.h) */
 } fastee_status;
 
 typedef enum { FASTEE_POOL_MEAN = 0, FASTEE_POOL_MEAN_TOKENS = 1, FASTEE_POOL_CLS = 2, FASTEE_POOL_LAST = 3, FASTEE_POOL_NONE = 4 } fastee_pool_kind;
