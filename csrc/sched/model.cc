@@ -38,13 +38,19 @@ Model::Model(const Config& c)
       need_(static_cast<size_t>(buckets) * segments * nodes),
       need_sd_(need_.size()),
       togo_(need_.size()),
+      run_(need_.size()),
       there_(need_.size()),
       onward_(need_.size()),
       wait_(nodes),
       wait_sd_(nodes),
+      turn_(nodes),
       return_(nodes),
       moves_(static_cast<size_t>(segments) * nodes),
+      moved_(moves_.size(), 0),
+      new_costs_(moves_.size(), 0),
+      old_(static_cast<size_t>(buckets) * nodes),
       eager_(static_cast<int64_t>(segments) * nodes * nodes <= c.eager_limit) {
+  list_.reserve(nodes);
   classes_.insert(classes_.end(), c.classes.begin(), c.classes.end());
   costs_.resize(eager_ ? moves_.size() * nodes : nodes);
   for (size_t i = 0; i < link_up_.size(); ++i) link_up_[i] = config.bandwidth[i] > 0;
@@ -91,58 +97,107 @@ double Model::return_time(int n) const {
   return config.delay[link] * kNs + static_cast<double>(config.answer_bytes) * per_byte;
 }
 
-// need, togo and there of one place, from the onward table of the segment after it.
+// What of a place rests on its own time and on the move there.
 void Model::place(int b, int s, int p) {
   const size_t i = row(b, s) + p;
-  need_[i] = togo_[i] = there_[i] = kInf;  // there_: from the start of segment s on node p to the answer at home
+  need_[i] = run_[i] = kInf;
   need_sd_[i] = 0.0;
   if (!hosts(s, p)) return;
   const Spread run = segment_time(s, p, b);
-  there_[i] = run.mean * surcharge(p) + (s == exits ? return_[p] : mix(exit_probability_[s], return_[p], onward_[row(b, s + 1) + p]));
+  run_[i] = run.mean * surcharge(p);
   if (p == me) {
     need_[i] = run.mean + return_[p];
     need_sd_[i] = std::sqrt(run.var);
-    togo_[i] = there_[i];
   } else {
     const Move& go = moves_[at(s, p)];
     need_[i] = go.mean + run.mean + return_[p];
     need_sd_[i] = std::sqrt(go.var + run.var);
-    togo_[i] = go.cost + there_[i];
   }
 }
 
-// C(s, n) for every node and bucket, from there_ of that segment.
-void Model::onward_level(int s) {
-  for (int n = 0; n < nodes; ++n) {
-    double* costs = eager_ ? &costs_[at(s, n) * nodes] : costs_.data();
-    if (!eager_)
-      for (int p = 0; p < nodes; ++p) costs[p] = p == n ? 0.0 : best_move(s, n, p).cost;
-    for (int b = 0; b < buckets; ++b) {
-      const double* there = &there_[row(b, s)];
-      double best = kInf;
-      for (int p = 0; p < nodes; ++p) {
-        const double t = costs[p] + there[p];
-        best = t < best ? t : best;
-      }
-      onward_[row(b, s) + n] = best;
-    }
+// What rests on the rest of the task: there and togo of one place, from the onward table of the segment after it.
+void Model::after(int b, int s, int p) {
+  const size_t i = row(b, s) + p;
+  there_[i] = run_[i] + (s == exits ? return_[p] : mix(exit_probability_[s], return_[p], onward_[row(b, s + 1) + p]));
+  togo_[i] = p == me ? there_[i] : moves_[at(s, p)].cost + there_[i];
+}
+
+// Both, of a place of which something has moved; follow() does the second where the tables are eager.
+void Model::renew(int s, int p) {
+  for (int b = 0; b < buckets; ++b) {
+    place(b, s, p);
+    if (!eager_) after(b, s, p);
   }
+  moved_[at(s, p)] = 1;
+}
+
+// C(s, n) for every bucket, from there_ of that segment.
+void Model::onward_row(int s, int n) {
+  double* costs = eager_ ? &costs_[at(s, n) * nodes] : costs_.data();
+  if (!eager_)
+    for (int p = 0; p < nodes; ++p) costs[p] = p == n ? 0.0 : best_move(s, n, p).cost;
+  for (int b = 0; b < buckets; ++b) {
+    const double* there = &there_[row(b, s)];
+    double best = kInf;
+    for (int p = 0; p < nodes; ++p) {
+      const double t = costs[p] + there[p];
+      best = t < best ? t : best;
+    }
+    onward_[row(b, s) + n] = best;
+  }
+}
+
+void Model::rebuild_level(int s) {
+  for (int b = 0; b < buckets; ++b)
+    for (int p = 0; p < nodes; ++p) after(b, s, p);
+  for (int n = 0; n < nodes && s > 0; ++n) onward_row(s, n);
 }
 
 void Model::rebuild_step() {
   if (level_ < 0) return;
   changed();
-  const int s = level_--;
-  for (int b = 0; b < buckets; ++b)
-    for (int p = 0; p < nodes; ++p) place(b, s, p);
-  onward_level(s);
+  rebuild_level(level_--);
 }
 
-// The tables from segment `from` to the first; what lies behind `from` has not changed.
-void Model::refresh_tables(int from) {
+// The same tables as a rebuild, from the marks of what moved: a new estimate of one segment on one node mostly moves no minimum of
+// the segment before, and the walk ends there.
+void Model::follow(int from) {
   changed();
-  level_ = std::max(level_, from);
-  while (eager_ && stale()) rebuild_step();
+  if (!eager_) {
+    level_ = std::max(level_, from);
+    return;
+  }
+  for (int s = from; s >= 0; --s) {
+    list_.clear();
+    for (int p = 0; p < nodes; ++p) {
+      if (!moved_[at(s, p)]) continue;
+      moved_[at(s, p)] = 0;
+      for (int b = 0; b < buckets; ++b) {
+        old_[static_cast<size_t>(b) * nodes + p] = there_[row(b, s) + p];
+        after(b, s, p);
+      }
+      list_.push_back(p);
+    }
+    for (int n = 0; n < nodes && s > 0; ++n) {
+      bool again = new_costs_[at(s, n)], other = false;
+      new_costs_[at(s, n)] = 0;
+      if (!again && list_.empty()) continue;
+      const double* costs = &costs_[at(s, n) * nodes];
+      for (int b = 0; b < buckets && !again; ++b) {
+        double& onward = onward_[row(b, s) + n];
+        double best = onward;
+        for (int p : list_) {
+          const double was = costs[p] + old_[static_cast<size_t>(b) * nodes + p], is = costs[p] + there_[row(b, s) + p];
+          again = again || (was == onward && is > was);  // it was the best and is worse now
+          best = is < best ? is : best;
+        }
+        other = other || best != onward;
+        if (!again) onward = best;
+      }
+      if (again) onward_row(s, n);
+      moved_[at(s - 1, n)] |= again || other;
+    }
+  }
 }
 
 void Model::refresh_all() {
@@ -151,16 +206,16 @@ void Model::refresh_all() {
     for (int b = 0; b < nodes; ++b) {
       if (b != me) moves_[at(s, b)] = best_move(s, me, b);
       for (int a = 0; eager_ && a < nodes; ++a) costs_[at(s, a) * nodes + b] = a == b ? 0.0 : best_move(s, a, b).cost;
+      for (int k = 0; k < buckets; ++k) place(k, s, b);
     }
-  level_ = segments - 1;
-  while (stale()) rebuild_step();
-  refresh_queues();
+  for (int s = exits; s >= 0; --s) rebuild_level(s);
+  for (int n = 0; n < nodes; ++n) refresh_wait(n);
 }
 
 void Model::refresh_times(int s, int n) {
-  for (int b = 0; b < buckets; ++b) place(b, s, n);
-  refresh_tables(s);
-  refresh_queue(n);
+  renew(s, n);
+  follow(s);
+  refresh_wait(n);
 }
 
 void Model::refresh_link(int a, int b) {
@@ -172,12 +227,12 @@ void Model::refresh_link(int a, int b) {
     if (mine) moves_[at(s, b)] = move;
     if (eager_) costs_[at(s, a) * nodes + b] = move.cost;
   }
-  for (int s = 0; s < segments; ++s)
-    for (int k = 0; k < buckets && !eager_; ++k) {
-      place(k, s, a);
-      place(k, s, b);
-    }
-  refresh_tables(segments - 1);
+  for (int s = 0; s < segments; ++s) {
+    renew(s, a);
+    renew(s, b);
+    new_costs_[at(s, a)] = 1;
+  }
+  follow(exits);
 }
 
 void Model::refresh_node(int n) {
@@ -190,18 +245,15 @@ void Model::refresh_node(int n) {
       if (eager_) costs_[at(s, a) * nodes + n] = move.cost;
     }
   }
-  for (int s = 0; s < segments && !eager_; ++s)
-    for (int p = 0; p < nodes; ++p)
-      for (int k = 0; k < buckets && (p == n || n == config.home); ++k) place(k, s, p);
-  refresh_tables(segments - 1);
+  for (int s = 0; s < segments; ++s)
+    for (int p = 0; p < nodes; ++p) {
+      if (p == n || n == config.home) renew(s, p);
+      moved_[at(s, p)] = new_costs_[at(s, p)] = 1;
+    }
+  follow(exits);
 }
 
-void Model::refresh_queues() {
-  for (int n = 0; n < nodes; ++n) refresh_queue(n);
-}
-
-void Model::refresh_queue(int n) {
-  changed();
+void Model::refresh_wait(int n) {
   double total = 0.0, total_var = 0.0, hosted = 0.0;
   for (int s = 0; s < segments; ++s)
     if (config.hosts[at(s, n)]) {
@@ -210,19 +262,15 @@ void Model::refresh_queue(int n) {
       total_var += run.var;
       hosted += 1.0;
     }
-  const double length = static_cast<double>(queue_[n]);
-  wait_[n] = hosted > 0 ? length * (total / hosted) : 0.0;
-  wait_sd_[n] = hosted > 0 ? std::sqrt(length * (total_var / hosted)) : 0.0;
+  turn_[n] = hosted > 0 ? Spread{total / hosted, total_var / hosted} : Spread{0.0, 0.0};
+  refresh_queue(n);
 }
 
-double Model::mean_task_time(int n) const {
-  double total = 0.0, hosted = 0.0;
-  for (int s = 0; s < segments; ++s)
-    if (config.hosts[at(s, n)]) {
-      total += segment_time(s, n, 0).mean;
-      hosted += 1.0;
-    }
-  return hosted > 0 ? total / hosted : 0.0;
+void Model::refresh_queue(int n) {
+  changed();
+  const double length = static_cast<double>(queue_[n]);
+  wait_[n] = length * turn_[n].mean;
+  wait_sd_[n] = std::sqrt(length * turn_[n].var);
 }
 
 bool Model::rebatch_pays(int s, int64_t rows, int64_t others, int64_t merge_ns) const {
@@ -311,7 +359,8 @@ void Model::learn_exit(int exit, bool accepted) {
   const double p = (static_cast<double>(accepted_[exit]) + 1.0) / (static_cast<double>(n) + 2.0);
   if (std::fabs(p - exit_probability_[exit]) <= Estimator::kPublishChange) return;
   exit_probability_[exit] = p;
-  refresh_tables(exit);
+  for (int n = 0; n < nodes; ++n) moved_[at(exit, n)] = 1;
+  follow(exit);
 }
 
 void Model::sent(int s, int p, int64_t now) {
@@ -321,7 +370,7 @@ void Model::sent(int s, int p, int64_t now) {
 }
 
 TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {
-  return {slack / kNs, weight, t.segment[slot], m.exits, t.best[slot], t.pool[slot], t.tenant[slot]};
+  return {slack / kNs, weight, t[slot].segment, m.exits, t[slot].best, t[slot].pool, t[slot].tenant};
 }
 
 }  // namespace fastee::sched

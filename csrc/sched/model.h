@@ -57,7 +57,7 @@ class Model {
   }
   bool hosts(int s, int n) const { return config.hosts[at(s, n)] && node_up_[n]; }
   bool link_idle(int p, int64_t now) const { return reachable(me, p) && busy_until_[p] <= now; }
-  double mean_task_time(int n) const;  // ns, over the segments hosted there, one row
+  double mean_task_time(int n) const { return turn_[n].mean; }  // ns, over the segments hosted there, one row
   double move_ns(int s, int p) const { return moves_[at(s, p)].mean; }
   double wire_bytes(int s, int p) const {
     return moves_[at(s, p)].codec < 0 ? 0.0 : config.wire_bytes[static_cast<size_t>(s) * config.codecs + moves_[at(s, p)].codec];
@@ -107,14 +107,17 @@ class Model {
   double expected(int s, int n, int64_t batch) const;
   double surcharge(int n) const { return config.surcharge.empty() ? 1.0 : 1.0 + config.surcharge[n]; }
   void place(int b, int s, int p);
-  void onward_level(int s);
+  void after(int b, int s, int p);
+  void renew(int s, int p);
+  void onward_row(int s, int n);
+  void rebuild_level(int s);
+  void follow(int from);
   void refresh_all();
   void refresh_times(int s, int n);
   void refresh_link(int a, int b);
   void refresh_node(int n);
-  void refresh_tables(int from);
-  void refresh_queues();
   void refresh_queue(int n);
+  void refresh_wait(int n);
 
   std::vector<TenantClass> classes_;
   std::vector<Estimator> time_, rate_;        // [S, N], [N, N]
@@ -122,11 +125,17 @@ class Model {
   std::vector<int64_t> queue_, out_queue_, busy_until_;  // [N]
   std::vector<int64_t> reached_, accepted_;   // [K]
   std::vector<double> exit_probability_;      // [K]
-  std::vector<double> need_, need_sd_, togo_, there_, onward_;  // [NB, S, N]; onward: from the end of s on n, C(s, n)
-  std::vector<double> wait_, wait_sd_;        // [N]
+  std::vector<double> need_, need_sd_, togo_;  // [NB, S, N]
+  std::vector<double> run_, there_, onward_;   // [NB, S, N]: with prices; of s on p alone, of all from its start there, C(s, n)
+  std::vector<double> wait_, wait_sd_;         // [N]
+  std::vector<Spread> turn_;                   // [N] mean segment there, one row: what each task in the queue costs
   std::vector<double> return_;                // [N]
   std::vector<Move> moves_;                   // [S, N] from this node
   std::vector<double> costs_;                 // [S, N, N] of every move, where that is small enough; else one row of N
+  // follow(): places whose there_ and nodes whose row of costs_ may have moved [S, N]; the places that did [N], their old there_ [NB, N].
+  std::vector<uint8_t> moved_, new_costs_;
+  std::vector<int> list_;
+  std::vector<double> old_;
   void changed(int sent = -1) {
     ++version_;
     last_sent_ = sent;

@@ -33,10 +33,10 @@ std::unique_ptr<Policy> make_policy(std::string_view name, const Policy::Parts& 
 bool Policy::accepts(int64_t, int exit, const Sample& sample) const { return model_.accepts(exit, sample.confidence); }
 
 Query Policy::query_of(int64_t slot, int64_t now, const Sample& sample) const {
-  const int64_t deadline = tasks_.deadline[slot];
+  const int64_t deadline = tasks_[slot].deadline;
   const double slack = deadline == kNoDeadline ? kInf : static_cast<double>(subtract_saturated(deadline, now));
-  const TenantClass& c = model_.tenant_class(tasks_.tenant[slot]);
-  return {slot, tasks_.segment[slot], -1, &sample, slack, now, 0, 0.0, c.quantile, c.weight};
+  const TenantClass& c = model_.tenant_class(tasks_[slot].tenant);
+  return {slot, tasks_[slot].segment, -1, &sample, slack, now, 0, 0.0, c.quantile, c.weight};
 }
 
 Choice Policy::here_or_soonest(const Query& q) const {

@@ -16,8 +16,8 @@ class Custom final : public Policy {
     const StatsRecord stats = model_.stats_record(q.exit, *q.sample);
     const TaskRecord task = task_record(model_, tasks_, q.slot, q.slack, q.weight);
     const int64_t action = model_.config.custom(&stats, &task, nodes_.data());
-    if (action == kExitAction && tasks_.best[q.slot] >= 0) return {Choice::kExit, model_.me};
-    if (action == kRejectAction && tasks_.best[q.slot] < 0) return {};
+    if (action == kExitAction && tasks_[q.slot].best >= 0) return {Choice::kExit, model_.me};
+    if (action == kRejectAction && tasks_[q.slot].best < 0) return {};
     if (action == kWaitAction) return wait_while_possible(q);
     const int64_t p = action - kRunAction;
     if (p < 0 || p >= model_.nodes || !nodes_[p].fits) {

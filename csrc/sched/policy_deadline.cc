@@ -27,7 +27,7 @@ class Deadline final : public Policy {
       for (int p = 0; p < m.nodes; ++p)
         if (need_[p] <= q.slack && need_[p] < kInf && (best < 0 || end_[p] < end_[best])) best = p;
     }
-    if (best < 0) return tasks_.best[q.slot] < 0 ? likeliest(q) : Choice{};
+    if (best < 0) return tasks_[q.slot].best < 0 ? likeliest(q) : Choice{};
     const int last = last_place_[q.segment];
     if (last >= 0 && need_[last] <= q.slack && need_[last] < kInf && !(end_[best] < kSwitchGain * end_[last])) best = last;
     const double best_end = end_[best];

@@ -18,10 +18,10 @@ class Dimee final : public Policy {
     return here && model_.switched_on(exit) && static_cast<float>(sample.confidence) >= static_cast<float>(p_.alpha);
   }
 
-  void learn(int64_t slot, int, const Sample& sample, bool) override { tasks_.pool[slot] = pool_of(slot, sample); }
+  void learn(int64_t slot, int, const Sample& sample, bool) override { tasks_[slot].pool = pool_of(slot, sample); }
 
   Choice place(const Query& q) override {
-    const int pool = tasks_.pool[q.slot] = pool_of(q.slot, *q.sample);
+    const int pool = tasks_[q.slot].pool = pool_of(q.slot, *q.sample);
     int tier = 2;
     if (pool == kEasy && q.segment <= p_.cuts[0])
       tier = 0;
@@ -41,7 +41,7 @@ class Dimee final : public Policy {
     return -1;  // outside the three: before all of them
   }
   int pool_of(int64_t slot, const Sample& sample) const {
-    const int pool = sample.pool >= 0 ? sample.pool : tasks_.pool[slot];
+    const int pool = sample.pool >= 0 ? sample.pool : tasks_[slot].pool;
     return pool < 0 ? kEasy : pool > kHard ? kHard : pool;
   }
 

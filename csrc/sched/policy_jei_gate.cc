@@ -10,12 +10,12 @@ class JeiGate final : public Policy {
 
   bool accepts(int64_t slot, int exit, const Sample& sample) const override {
     const double g = gate(exit, sample);
-    return g >= (1.0 - tasks_.sum[slot]) / 2.0;
+    return g >= (1.0 - tasks_[slot].sum) / 2.0;
   }
 
   void learn(int64_t slot, int exit, const Sample& sample, bool) override {
     const double g = gate(exit, sample);
-    if (g >= 0) tasks_.sum[slot] = tasks_.sum[slot] + g;
+    if (g >= 0) tasks_[slot].sum = tasks_[slot].sum + g;
   }
 
   Choice place(const Query& q) override { return here_or_soonest(q); }

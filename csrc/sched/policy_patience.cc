@@ -13,8 +13,8 @@ class Patience final : public Policy {
   }
 
   void learn(int64_t slot, int, const Sample& sample, bool) override {
-    tasks_.run[slot] = run(slot, sample);
-    tasks_.label[slot] = sample.label;
+    tasks_[slot].run = run(slot, sample);
+    tasks_[slot].label = sample.label;
   }
 
   Choice place(const Query& q) override { return here_or_soonest(q); }
@@ -22,7 +22,7 @@ class Patience final : public Policy {
  private:
   // 0 at the first exit and wherever the label changes; no label (-1) repeats nothing.
   int32_t run(int64_t slot, const Sample& sample) const {
-    return sample.label >= 0 && sample.label == tasks_.label[slot] ? tasks_.run[slot] + 1 : 0;
+    return sample.label >= 0 && sample.label == tasks_[slot].label ? tasks_[slot].run + 1 : 0;
   }
 };
 

@@ -19,7 +19,7 @@ class SplitEE final : public Policy {
 
   // The source plays an arm per sample; the cloud, and whoever gets a sample half done, runs to the end.
   void admitted(int64_t slot) override {
-    if (tasks_.segment[slot] != 0 || model_.me == p_.cloud) return;
+    if (tasks_[slot].segment != 0 || model_.me == p_.cloud) return;
     int arm = 0;
     for (int i = 0; i < arms_; ++i) {
       if (plays_[i] == 0) {
@@ -30,21 +30,21 @@ class SplitEE final : public Policy {
     }
     ++plays_[arm];
     ++total_;
-    tasks_.arm[slot] = arm;
+    tasks_[slot].arm = arm;
     if (p_.side_information)
       for (int i = 0; i < arms_; ++i) seen_[slot * arms_ + i] = kNone;
   }
 
   bool accepts(int64_t slot, int exit, const Sample& sample) const override {
-    return exit == tasks_.arm[slot] && model_.switched_on(exit) && sure(sample.confidence);
+    return exit == tasks_[slot].arm && model_.switched_on(exit) && sure(sample.confidence);
   }
 
   void learn(int64_t slot, int exit, const Sample& sample, bool) override {
-    if (p_.side_information && tasks_.arm[slot] >= 0) seen_[slot * arms_ + exit] = sample.confidence;
+    if (p_.side_information && tasks_[slot].arm >= 0) seen_[slot * arms_ + exit] = sample.confidence;
   }
 
   Choice place(const Query& q) override {
-    const int arm = tasks_.arm[q.slot], cloud = static_cast<int>(p_.cloud);
+    const int arm = tasks_[q.slot].arm, cloud = static_cast<int>(p_.cloud);
     if (arm >= 0 && q.segment > arm && fits(q, cloud)) return {Choice::kRun, cloud};
     return here_or_soonest(q);
   }
@@ -67,7 +67,7 @@ class SplitEE final : public Policy {
 
   // The sample left at `exit` with this confidence; layers are counted from 1, one per exit.
   void reward(int64_t slot, int exit, double confidence) {
-    const int arm = tasks_.arm[slot];
+    const int arm = tasks_[slot].arm;
     if (arm < 0 || !std::isfinite(confidence)) return;
     give(arm, exit, confidence, confidence);
     if (!p_.side_information) return;

@@ -2,40 +2,40 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
+#include "sched/tasks.h"
 #include "sched/types.h"
 
 namespace fastee::sched {
 
 class Room {
  public:
-  explicit Room(int64_t capacity) : until_(capacity), next_(capacity, kOutside), before_(capacity, kOutside) {}
+  explicit Room(Tasks& tasks) : tasks_(tasks) {}
 
   int64_t size() const { return size_; }
   int64_t head() const { return head_; }  // -1 when empty
-  bool holds(int64_t slot) const { return next_[slot] != kOutside; }
+  bool holds(int64_t slot) const { return tasks_[slot].next != Tasks::kOutside; }
   // No task's time is up before this; kNever when nobody waits for a time.
   int64_t soonest() const { return size_ > 0 ? soonest_ : kNever; }
 
   void add(int64_t slot, int64_t until) {
-    until_[slot] = until;
-    before_[slot] = tail_;
-    next_[slot] = kEnd;
-    if (tail_ >= 0)
-      next_[tail_] = static_cast<int32_t>(slot);
-    else
-      head_ = static_cast<int32_t>(slot);
-    tail_ = static_cast<int32_t>(slot);
-    if (walking_ && cursor_ == kEnd) cursor_ = tail_;
+    const int32_t at = static_cast<int32_t>(slot);
+    Task& t = tasks_[slot];
+    t.until = until;
+    t.before = tail_;
+    t.next = Tasks::kEnd;
+    (tail_ >= 0 ? tasks_[tail_].next : head_) = at;
+    tail_ = at;
+    if (walking_ && cursor_ == Tasks::kEnd) cursor_ = tail_;
     soonest_ = size_++ > 0 ? std::min(soonest_, until) : until;
   }
 
   void remove(int64_t slot) {
-    if (cursor_ == slot) cursor_ = next_[slot];
-    (before_[slot] >= 0 ? next_[before_[slot]] : head_) = next_[slot];
-    (next_[slot] >= 0 ? before_[next_[slot]] : tail_) = before_[slot];
-    next_[slot] = before_[slot] = kOutside;
+    Task& t = tasks_[slot];
+    if (cursor_ == slot) cursor_ = t.next;
+    (t.before >= 0 ? tasks_[t.before].next : head_) = t.next;
+    (t.next >= 0 ? tasks_[t.next].before : tail_) = t.before;
+    t.next = t.before = Tasks::kOutside;
     --size_;
   }
 
@@ -43,12 +43,12 @@ class Room {
   int64_t expired(int64_t now) {
     if (size_ == 0 || now < soonest_) return -1;
     soonest_ = kNever;
-    for (int32_t slot = head_; slot >= 0; slot = next_[slot]) {
-      if (until_[slot] <= now) {
-        soonest_ = until_[slot];
+    for (int32_t slot = head_; slot >= 0; slot = tasks_[slot].next) {
+      if (tasks_[slot].until <= now) {
+        soonest_ = tasks_[slot].until;
         return slot;
       }
-      soonest_ = std::min(soonest_, until_[slot]);
+      soonest_ = std::min(soonest_, tasks_[slot].until);
     }
     return -1;
   }
@@ -57,15 +57,13 @@ class Room {
   int64_t step() {
     const int32_t slot = walking_ ? cursor_ : head_;
     walking_ = slot >= 0;
-    cursor_ = slot >= 0 ? next_[slot] : kEnd;
+    cursor_ = slot >= 0 ? tasks_[slot].next : Tasks::kEnd;
     return slot;
   }
 
  private:
-  static constexpr int32_t kEnd = -1, kOutside = -2;
-  std::vector<int64_t> until_;
-  std::vector<int32_t> next_, before_;
-  int32_t head_ = kEnd, tail_ = kEnd, cursor_ = kEnd;
+  Tasks& tasks_;
+  int32_t head_ = Tasks::kEnd, tail_ = Tasks::kEnd, cursor_ = Tasks::kEnd;
   bool walking_ = false;
   int64_t size_ = 0, soonest_ = kNever;
 };

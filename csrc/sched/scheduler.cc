@@ -13,7 +13,7 @@ constexpr Sample kNothing;
 Scheduler::Scheduler(const Config& config)
     : model_(config),
       tasks_(config.max_tasks),
-      room_(config.max_tasks),
+      room_(tasks_),
       policy_(make_policy(config.policy, {model_, tasks_, room_, idle_})),
       per_exit_(config.segments, 0) {}
 
@@ -46,10 +46,8 @@ int64_t Scheduler::admit(int64_t now, int64_t deadline, int segment, int tenant)
     return -1;
   }
   ++model_.counters.admitted;
-  const int64_t task = tasks_.take(deadline, segment);
-  const int64_t slot = task & 0xFFFFFFFF;
-  tasks_.tenant[slot] = static_cast<uint8_t>(tenant);
-  policy_->admitted(slot);
+  const int64_t task = tasks_.take(deadline, segment, tenant);
+  policy_->admitted(task & 0xFFFFFFFF);
   return task;
 }
 
@@ -126,8 +124,8 @@ Decision Scheduler::decide_row(int64_t task, int exit, const Sample& sample, int
     exit = -1;
   }
   if (exit >= 0) {
-    tasks_.segment[slot] = exit + 1;
-    tasks_.best[slot] = std::max(tasks_.best[slot], exit);
+    tasks_[slot].segment = static_cast<int16_t>(exit + 1);
+    tasks_[slot].best = std::max(tasks_[slot].best, static_cast<int16_t>(exit));
   }
   Query query = policy_->query_of(slot, now, sample);
   if (query.segment > model_.exits) return end(slot, query.slack, false, &sample);
@@ -155,7 +153,7 @@ Decision Scheduler::act(int64_t slot, const Choice& choice, double slack, int64_
       return {Action::kWait, model_.me, -1, false, std::clamp<int64_t>(left / 1000, 0, kMaxWaitUs)};
     }
     case Choice::kNothingFits:
-      if (tasks_.best[slot] >= 0) return end(slot, slack, true, nullptr);
+      if (tasks_[slot].best >= 0) return end(slot, slack, true, nullptr);
       ++count.rejected;
       tasks_.release(slot);
       return {};
@@ -167,7 +165,7 @@ Decision Scheduler::act(int64_t slot, const Choice& choice, double slack, int64_
     return {Action::kContinue, choice.node, -1, false};
   }
   ++count.offloaded;
-  const int segment = tasks_.segment[slot];
+  const int segment = tasks_[slot].segment;
   model_.sent(segment, choice.node, now);
   return {Action::kOffload, choice.node, model_.codec(segment, choice.node), false};
 }
@@ -176,8 +174,8 @@ Decision Scheduler::end(int64_t slot, double slack, bool forced, const Sample* s
   ++model_.counters.exits;
   model_.counters.forced += forced;
   model_.counters.late += slack < model_.return_ns(model_.me);
-  ++per_exit_[tasks_.best[slot]];
-  policy_->ended(slot, tasks_.best[slot], sample, forced);
+  ++per_exit_[tasks_[slot].best];
+  policy_->ended(slot, tasks_[slot].best, sample, forced);
   tasks_.release(slot);
   return {Action::kExit, model_.me, -1, forced};
 }
