@@ -29,7 +29,7 @@ const World& checked(const World& world, size_t schedulers) {
 
 Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
     : world(checked(w, schedulers.size())), nodes_(w.nodes), links_(w.links.size()), medium_free_(w.media.size(), 0),
-      place_(static_cast<size_t>(w.nodes) * w.nodes, -1), link_at_(place_.size(), -1), observers_(w.nodes), exits_(w.segments - 1) {
+      link_at_(static_cast<size_t>(w.nodes) * w.nodes, -1), observers_(w.nodes), exits_(w.segments - 1) {
   const size_t tasks = world.arrival.size();
   results.latency.assign(tasks, -1);
   results.wire.assign(tasks, 0);
@@ -45,13 +45,11 @@ Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
     node.scheduler = schedulers[n];
     if (node.scheduler->model().nodes != static_cast<int>(members.size()) || node.scheduler->model().segments != world.segments)
       throw std::invalid_argument("Simulator: scheduler " + std::to_string(n) + " has another number of nodes or segments than its place");
-    node.ready.resize(world.segments);
     node.credit.assign(members.size(), world.credit);
     node.link.assign(members.size(), -1);
     node.by_slot.assign(node.scheduler->capacity(), kNone);
     node.stream = Stream(world.seed, 1, n);
     for (size_t i = 0; i < members.size(); ++i) {
-      place_[static_cast<size_t>(n) * world.nodes + members[i]] = static_cast<int16_t>(i);
       if (members[i] == n)
         node.me = static_cast<int>(i);
       else
@@ -62,13 +60,18 @@ Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
   }
   for (size_t i = 0; i < world.links.size(); ++i) {
     const Link& link = world.links[i];
-    const int place = place_of(link.source, link.target);
+    const auto& members = world.members[link.source];
+    const auto found = std::lower_bound(members.begin(), members.end(), link.target);
     link_at_[static_cast<size_t>(link.source) * world.nodes + link.target] = static_cast<int>(i);
-    if (place >= 0) nodes_[link.source].link[place] = static_cast<int>(i);
+    if (found != members.end() && *found == link.target) {
+      links_[i].place = static_cast<int>(found - members.begin());
+      nodes_[link.source].link[links_[i].place] = static_cast<int>(i);
+    }
     links_[i].loss = link.loss;
     links_[i].duplicate = link.duplicate;
     links_[i].stream = Stream(world.seed, 2, static_cast<uint64_t>(link.source) << 32 | static_cast<uint64_t>(link.target));
   }
+  for (size_t i = 0; i < world.links.size(); ++i) links_[i].back = link_between(world.links[i].target, world.links[i].source);
 }
 
 // Faults go before arrivals, arrivals before everything else of the same moment.
@@ -150,8 +153,7 @@ void Simulator::handle(const Event& e) {
       LinkState& state = links_[e.a];
       const Link& link = world.links[e.a];
       if (state.up || state.epoch != e.b) break;
-      const int to = place_of(link.source, link.target);
-      if (to >= 0) nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, to, false);
+      if (state.place >= 0) nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, state.place, false);
       break;
     }
     case EventKind::kTick: {
@@ -215,7 +217,7 @@ void Simulator::start(uint32_t task) {
   if (entry == source)
     deliver(w);
   else
-    transmit(w, source, entry, 0);
+    transmit(w, link_between(source, entry), 0);
 }
 
 void Simulator::start_over(uint32_t task, int attempt) {
@@ -246,15 +248,16 @@ void Simulator::settle(uint32_t task, Outcome outcome, int exit, int node, bool 
 
 // -- messages -------------------------------------------------------------------------------------------------------------
 
-void Simulator::transmit(uint32_t w, int from, int to, int codec) {
+void Simulator::transmit(uint32_t w, int index, int codec) {
   Work& work = works_[w];
-  const int index = link_between(from, to);
   LinkState& state = links_[index];
   const Link& link = world.links[index];
+  const int from = link.source, to = link.target;
   const size_t cell = static_cast<size_t>(work.segment) * world.codecs + codec;
   const int64_t bytes = world.wire_bytes[cell], now = totals.now;
   work.sender = from;
   work.node = to;
+  work.link = index;
   work.credited = 0;
   work.wire_bytes = bytes;
   results.wire[work.task] += bytes;
@@ -296,7 +299,7 @@ void Simulator::lost(uint32_t w) {
   write(What::kLost, work.task, work.attempt, work.node, work.segment, 0);
   ++totals.lost;
   if (!work.credited && work.sender >= 0) {
-    const int place = place_of(work.sender, work.node);
+    const int place = links_[work.link].place;
     if (place >= 0) nodes_[work.sender].credit[place] = std::min(world.credit, nodes_[work.sender].credit[place] + 1);
   }
   free_work(w);
@@ -307,7 +310,7 @@ void Simulator::deliver(uint32_t w) {
   const int to = works_[w].node, from = works_[w].sender;
   Node& node = nodes_[to];
   const int64_t now = totals.now;
-  if (!node.alive || (from >= 0 && !links_[link_between(from, to)].up)) {
+  if (!node.alive || (from >= 0 && !links_[works_[w].link].up)) {
     vanish(w, now);
     return;
   }
@@ -319,7 +322,7 @@ void Simulator::deliver(uint32_t w) {
     Work& work = works_[w];
     write(What::kDeliver, work.task, work.attempt, to, from, work.segment);
     if (from >= 0 && nodes_[from].alive && work.wire_ns > 0 && work.wire_bytes > 0)
-      nodes_[from].scheduler->observe_link(nodes_[from].me, place_of(from, to), work.wire_bytes, work.wire_ns);
+      nodes_[from].scheduler->observe_link(nodes_[from].me, links_[work.link].place, work.wire_bytes, work.wire_ns);
     // The way so far, so that an answer finds home over links that exist; a node met again closes the loop.
     int depth = work.depth;
     for (int i = 0; i < work.depth; ++i)
@@ -362,8 +365,7 @@ int64_t Simulator::home_ns(const Work& work, int node, int to, int64_t* sent_byt
   if (node == to) return 0;
   int64_t time = 0, bytes = 0;
   bool up = true;
-  const auto hop = [&](int a, int b) {
-    const int index = link_between(a, b);
+  const auto hop = [&](int index) {
     if (index < 0) {
       up = false;
       return;
@@ -373,16 +375,17 @@ int64_t Simulator::home_ns(const Work& work, int node, int to, int64_t* sent_byt
     time += wire_ns(world.answer_bytes, world.media[link.medium].rate) + link.delay;
     bytes += world.answer_bytes;
   };
-  if (link_between(node, to) >= 0) {
-    hop(node, to);
+  const int direct = work.sender == to && work.node == node ? links_[work.link].back : link_between(node, to);
+  if (direct >= 0) {
+    hop(direct);
   } else {
     int at = node;
     for (int i = work.depth - 1; i >= 0; --i)
       if (work.path[i] != at) {
-        hop(at, work.path[i]);
+        hop(link_between(at, work.path[i]));
         at = work.path[i];
       }
-    if (at != to) hop(at, to);
+    if (at != to) hop(link_between(at, to));
   }
   if (sent_bytes != nullptr) *sent_bytes = bytes;
   if (open != nullptr) *open = up;
@@ -425,9 +428,8 @@ void Simulator::answered(uint32_t w) {
 void Simulator::give_credit(Work& work) {
   if (work.credited || work.sender < 0) return;
   work.credited = 1;
-  const Node& node = nodes_[work.node];
-  const int back = link_between(work.node, work.sender), place = place_of(work.sender, work.node);
-  const int64_t length = std::min<int64_t>(0xFFFF, node.queued + (node.busy ? static_cast<int64_t>(node.running.size()) : 0));
+  const int back = links_[work.link].back, place = links_[work.link].place;
+  const int64_t length = std::min<int64_t>(0xFFFF, length_of(nodes_[work.node]));
   events_.push(totals.now + (back < 0 ? 0 : world.links[back].delay), EventKind::kCredit, static_cast<uint32_t>(work.sender),
                static_cast<uint32_t>(place) | static_cast<uint32_t>(length) << 16);
 }
@@ -437,9 +439,8 @@ void Simulator::give_credit(Work& work) {
 Decision Simulator::decide(uint32_t w) {
   Work& work = works_[w];
   Node& node = nodes_[work.node];
-  int64_t ahead = node.busy ? static_cast<int64_t>(node.running.size()) : 0;
-  for (const auto& heap : node.ready)
-    for (const Ready& r : heap) ahead += r.deadline != work.deadline ? r.deadline < work.deadline : r.order < work.order;
+  const auto more_urgent = std::upper_bound(node.ready.begin(), node.ready.end(), Ready{work.deadline, work.order, w, 0});
+  const int64_t ahead = static_cast<int64_t>(node.running.size()) + (node.ready.end() - more_urgent);
   const int64_t told = ahead << 32 | node.waiting;
   if (told != node.told) {
     node.told = told;
@@ -481,17 +482,17 @@ void Simulator::follow(uint32_t w, Decision d) {
     case Action::kExit:
       send_home(w, Outcome::kAnswered, d.forced);
       break;
-    case Action::kContinue:
+    case Action::kContinue: {
       work.since = totals.now;
-      node.ready[work.segment].push_back({work.deadline, work.order, w});
-      std::push_heap(node.ready[work.segment].begin(), node.ready[work.segment].end());
-      ++node.queued;
+      const Ready ready{work.deadline, work.order, w, work.segment};
+      node.ready.insert(std::upper_bound(node.ready.begin(), node.ready.end(), ready), ready);
       break;
+    }
     case Action::kOffload:
       node.scheduler->finish(work.handle);
       --node.credit[d.node];
       give_credit(work);
-      transmit(w, n, members[d.node], d.codec);
+      transmit(w, node.link[d.node], d.codec);
       break;
     case Action::kWait:
       ++node.waiting;
@@ -507,7 +508,7 @@ void Simulator::follow(uint32_t w, Decision d) {
 void Simulator::pump(int n) {
   Node& node = nodes_[n];
   if (!node.alive || node.thaw_at > totals.now) return;
-  node.scheduler->set_idle(!node.busy && node.queued == 0);
+  node.scheduler->set_idle(!node.busy && node.ready.empty());
   int64_t handle;
   Decision d;
   while (node.scheduler->poll(local(node), &handle, &d)) {
@@ -517,7 +518,7 @@ void Simulator::pump(int n) {
     write(What::kDecide, works_[w].task, works_[w].attempt, n, -1, d.code());
     follow(w, d);
     dispatch(n);
-    node.scheduler->set_idle(!node.busy && node.queued == 0);
+    node.scheduler->set_idle(!node.busy && node.ready.empty());
   }
   arm_tick(n);
 }
@@ -528,17 +529,13 @@ void Simulator::dispatch(int n) {
   if (!node.alive || node.busy || node.thaw_at > totals.now) return;
   batch_.clear();
   int segment = -1;
-  while (node.queued > 0 && static_cast<int64_t>(batch_.size()) < world.batch[n]) {
-    int s = segment;
-    if (s < 0)
-      for (int i = 0; i < world.segments; ++i)
-        if (!node.ready[i].empty() && (s < 0 || node.ready[s].front() < node.ready[i].front())) s = i;
-    auto& heap = node.ready[s];
-    if (heap.empty()) break;
-    std::pop_heap(heap.begin(), heap.end());
-    const uint32_t w = heap.back().work;
-    heap.pop_back();
-    --node.queued;
+  while (static_cast<int64_t>(batch_.size()) < world.batch[n]) {
+    auto next = node.ready.end();
+    while (next != node.ready.begin() && segment >= 0 && (next - 1)->segment != segment) --next;
+    if (next == node.ready.begin()) break;
+    const uint32_t w = (--next)->work;
+    const int s = next->segment;
+    node.ready.erase(next);
     if (totals.now - works_[w].since > world.stale) {
       const Decision d = decide(w);
       if (d.action != Action::kContinue) {
@@ -603,7 +600,7 @@ void Simulator::report(int n) {
   const Node& node = nodes_[n];
   events_.push(totals.now + world.report, EventKind::kReport, static_cast<uint32_t>(n), 0);
   if (!node.alive || node.thaw_at > totals.now) return;
-  const int64_t length = node.queued + (node.busy ? static_cast<int64_t>(node.running.size()) : 0);
+  const int64_t length = length_of(node);
   for (const Observer& o : observers_[n])
     if (nodes_[o.node].alive) nodes_[o.node].scheduler->observe_queue(o.place, length, node.waiting);
   pump(n);
@@ -613,8 +610,7 @@ void Simulator::report(int n) {
 std::vector<uint32_t> Simulator::works_on(int n) const {
   const Node& node = nodes_[n];
   std::vector<uint32_t> found = node.running;
-  for (const auto& heap : node.ready)
-    for (const Ready& r : heap) found.push_back(r.work);
+  for (const Ready& r : node.ready) found.push_back(r.work);
   for (size_t slot = 0; slot < node.by_slot.size(); ++slot) {
     const uint32_t w = node.by_slot[slot];
     if (w != kNone && works_[w].since == -1 && works_[w].node == n && (works_[w].handle & 0xFFFFFFFF) == static_cast<int64_t>(slot))
@@ -637,9 +633,9 @@ void Simulator::die(int n) {
   }
   node.running.clear();
   node.inbox.clear();
-  for (auto& heap : node.ready) heap.clear();
+  node.ready.clear();
   node.alive = node.busy = false;
-  node.queued = node.waiting = 0;
+  node.waiting = 0;
   node.thaw_at = 0;
   node.tick_at = kNever;
 }
@@ -717,7 +713,7 @@ void Simulator::fault(const Fault& f) {
       const Link& link = world.links[f.target];
       links_[f.target].up = true;
       ++links_[f.target].epoch;
-      const int to = place_of(link.source, link.target);
+      const int to = links_[f.target].place;
       if (to >= 0) nodes_[link.source].scheduler->set_link_up(nodes_[link.source].me, to, true);
       break;
     }
@@ -748,6 +744,7 @@ uint32_t Simulator::new_work() {
   works_[w] = Work{};
   works_[w].sender = -1;
   works_[w].exit = -1;
+  works_[w].link = -1;
   works_[w].handle = -1;
   works_[w].confidence = std::nan("");
   return w;

@@ -59,7 +59,7 @@ class Simulator {
     int64_t handle, deadline, order, since, wire_ns, wire_bytes;
     double confidence;
     uint32_t task, next_free;
-    int32_t node, sender;  // sender -1: the source itself
+    int32_t node, sender, link;  // sender -1: the source itself; link: the one it came by
     int16_t segment, exit;
     uint16_t path[kPath];  // nodes passed, the source's entry first
     uint8_t depth, attempt, credited, forced, outcome, hops;
@@ -67,16 +67,17 @@ class Simulator {
   struct Ready {
     int64_t deadline, order;
     uint32_t work;
-    bool operator<(const Ready& o) const { return deadline != o.deadline ? deadline > o.deadline : order > o.order; }  // heap: least first
+    int32_t segment;
+    bool operator<(const Ready& o) const { return deadline != o.deadline ? deadline > o.deadline : order > o.order; }
   };
   struct Node {
     sched::Scheduler* scheduler = nullptr;
     std::unique_ptr<sched::Scheduler> own;  // after a restart
-    std::vector<std::vector<Ready>> ready;  // [S] heaps
+    std::vector<Ready> ready;  // sorted, the most urgent last
     std::vector<uint32_t> running, inbox, by_slot;
     std::vector<int> credit;  // per member
     std::vector<int> link;    // per member: index of the link there, -1
-    int64_t queued = 0, waiting = 0, frozen = 0, frozen_at_start = 0, thaw_at = 0, started = 0, spent = 0, offset = 0, release = 0, tick_at = sched::kNever, told = -1;
+    int64_t waiting = 0, frozen = 0, frozen_at_start = 0, thaw_at = 0, started = 0, spent = 0, offset = 0, release = 0, tick_at = sched::kNever, told = -1;
     double slow = 1.0, drift = 0.0;
     int me = 0, segment = 0;
     uint32_t epoch = 0;
@@ -85,6 +86,7 @@ class Simulator {
   };
   struct LinkState {
     bool up = true;
+    int place = -1, back = -1;  // column of the target in the source's scheduler; the link the other way
     int64_t free_at = 0;
     double loss = 0.0, duplicate = 0.0;
     uint32_t epoch = 0;
@@ -100,7 +102,7 @@ class Simulator {
   void start(uint32_t task);
   void start_over(uint32_t task, int attempt);
   void settle(uint32_t task, Outcome outcome, int exit, int node, bool forced);
-  void transmit(uint32_t work, int from, int to, int codec);
+  void transmit(uint32_t work, int link, int codec);
   void vanish(uint32_t work, int64_t when);
   void deliver(uint32_t work);
   void lost(uint32_t work);
@@ -122,7 +124,7 @@ class Simulator {
   int64_t local(const Node& node) const {
     return totals.now + node.offset + static_cast<int64_t>(static_cast<double>(totals.now) * node.drift / 1e6);
   }
-  int place_of(int observer, int node) const { return place_[static_cast<size_t>(observer) * world.nodes + node]; }
+  // Scattered reads of a table as large as nodes x nodes: where a link is at hand, its state knows place and back.
   int link_between(int from, int to) const { return link_at_[static_cast<size_t>(from) * world.nodes + to]; }
   uint32_t new_work();
   void free_work(uint32_t work);
@@ -130,11 +132,11 @@ class Simulator {
     if (world.log) log.push_back({totals.now, static_cast<int64_t>(what), task, attempt, node, a, b});
   }
   void arm_tick(int node);
+  int64_t length_of(const Node& node) const { return static_cast<int64_t>(node.ready.size() + node.running.size()); }
 
   std::vector<Node> nodes_;
   std::vector<LinkState> links_;
   std::vector<int64_t> medium_free_;
-  std::vector<int16_t> place_;  // [N, N] the column of a node in another one's scheduler, -1
   std::vector<int> link_at_;    // [N, N] index of a link, -1
   std::vector<std::vector<Observer>> observers_;
   std::vector<Work> works_;
