@@ -1,8 +1,8 @@
 """Policies on the same traces: `deadline` beside those of the papers, in twelve scenarios, at an equal accuracy floor.
 
-``python -m benchmarks.bench_policies`` prints the table. Every policy is tuned per scenario on other seeds (a calibration trace and its own
-arrivals) over a small grid: of the settings whose accuracy reaches the floor, the one with the highest hit rate, then the lowest cost. Then it runs
-once on the test seed. The floor is the accuracy of the network's end minus `DROP`; accuracy counts answered tasks, the hit rate all.
+``python -m benchmarks.bench_policies`` prints the table. Every policy is tuned per scenario on two other seeds (a calibration trace and its own
+arrivals) over a small grid: of the settings whose mean accuracy reaches the floor, the one with the highest hit rate, then the lowest cost. Then it
+runs once on the test seed. A hit rate counts as equal up to one task in two thousand. The floor is the accuracy of the network's end minus `DROP`; accuracy counts answered tasks, the hit rate all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fastee.testing.bench import Case, Context, Group
 
 DROP = 0.02
 ACCURACY = [0.78, 0.86, 0.90, 0.92]
+TUNING_SEEDS, TEST_SEED = (101, 103), 202
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NET = {"seconds": [0.004] * 4, "batch_sizes": [1, 8, 32], "batch_cost": [1.0, 3.0, 9.0], "spread": 0.1, "codecs": ["raw", "int8"],
        "wire_bytes": [[12288, 3084], [32768, 8200], [16384, 4100], [8192, 2052]], "codec_seconds": [[0.0, 2e-5]] * 4}  # fmt: skip
@@ -122,12 +123,13 @@ def compare(name: str, tasks: int) -> list[dict]:
     for policy, grid in settings().items():
         best = None
         for setting in grid:
-            s = play(SCENARIOS[name], policy, setting, tuning, gain, 101, tasks // 2)
-            short = max(0.0, floor - (s["accuracy"] or 0.0))
-            key = (short > 0, short if short > 0 else 0.0, -round(s["hit_rate"], 3), s["mean_cost"])
+            runs = [play(SCENARIOS[name], policy, setting, tuning, gain, seed, tasks // 2) for seed in TUNING_SEEDS]
+            s = {k: float(np.mean([r[k] or 0.0 for r in runs])) for k in ("accuracy", "hit_rate", "mean_cost")}
+            short = max(0.0, floor - s["accuracy"])
+            key = (short > 0, short, -round(s["hit_rate"], 3), s["mean_cost"])
             if best is None or key < best[0]:
                 best = key, setting
-        s = play(SCENARIOS[name], policy, best[1], test, gain, 202, tasks)
+        s = play(SCENARIOS[name], policy, best[1], test, gain, TEST_SEED, tasks)
         rows.append({"scenario": name, "policy": policy, "setting": best[1], "floor": floor, "reached": not best[0][0], **{k: s[k] for k in ("hit_rate", "accuracy", "mean_cost", "useful", "p99")}})
     return rows
 
@@ -158,7 +160,7 @@ def main(tasks: int = 3000, out: Path | None = None) -> None:
         rows = compare(name, tasks)
         lines += rows
         hit, cheap, ours, best = verdict(rows)
-        wins += hit and cheap
+        wins += hit and cheap and ours["reached"]
         words = "both better" if hit and cheap else "dearer" if hit else "misses more" if cheap else "misses more, dearer"
         cells = [f"{100 * r[k]:.2f}" if k != "mean_cost" else f"{1e3 * r[k]:.3f}" for k in ("hit_rate", "mean_cost", "accuracy") for r in (ours, best)]
         mark = lambda r: "" if r["reached"] else " (below the floor)"

@@ -363,9 +363,15 @@ void Model::learn_exit(int exit, bool accepted) {
   follow(exit);
 }
 
-void Model::sent(int s, int p, int64_t now) {
+int64_t Model::sent(int s, int p, int64_t now) {
   const int64_t wire = static_cast<int64_t>(std::min(moves_[at(s, p)].wire, 1e15));
   busy_until_[p] = add_saturated(std::max(busy_until_[p], now), wire);
+  changed(p);
+  return wire;
+}
+
+void Model::unsent(int p, int64_t wire) {
+  busy_until_[p] = subtract_saturated(busy_until_[p], wire);
   changed(p);
 }
 

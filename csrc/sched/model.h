@@ -74,7 +74,8 @@ class Model {
   void set_node_up(int n, bool up);
   void set_link_up(int src, int dst, bool up);
   void learn_exit(int exit, bool accepted);
-  void sent(int s, int p, int64_t now);
+  int64_t sent(int s, int p, int64_t now);  // ns that it takes the link
+  void unsent(int p, int64_t wire);
 
   // Large worlds (S * N * N above Config.eager_limit): what follows the next answer is brought up by rebuild_step, one segment
   // per call, while stale(); everything that the deadline depends on is always current.

@@ -57,8 +57,12 @@ Choice Policy::here_or_soonest(const Query& q) const {
 Choice Policy::wait_while_possible(const Query& q) const {
   double best = kInf;
   for (int p = 0; p < model_.nodes; ++p) best = std::min(best, time_at(q, p));
-  if (!(best <= q.slack && best < kInf)) return {};
-  return {Choice::kWait, model_.me, q.slack == kInf ? kNever : add_saturated(q.now, static_cast<int64_t>(std::min(q.slack - best, 9e18)))};
+  return wait_for(q, best);
+}
+
+Choice Policy::wait_for(const Query& q, double time) const {
+  if (!(time <= q.slack && time < kInf)) return {};
+  return {Choice::kWait, model_.me, q.slack == kInf ? kNever : add_saturated(q.now, static_cast<int64_t>(std::min(q.slack - time, 9e18)))};
 }
 
 // Everybody who waits is asked again, once in a walk.

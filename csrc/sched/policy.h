@@ -84,6 +84,8 @@ class Policy {
   Choice here_or_soonest(const Query& q) const;
   // WAIT for as long as some place still makes the deadline; kNothingFits when none does even now.
   Choice wait_while_possible(const Query& q) const;
+  // WAIT until no more than `time` ns are left.
+  Choice wait_for(const Query& q, double time) const;
 
   Model& model_;
   Tasks& tasks_;

@@ -1,5 +1,7 @@
 // Of all places that make the next answer in time with the hit rate, the one where the task is expected to end cheapest (soonest
 // without prices); EXIT instead where the gain table says that going on is not worth its cost.
+#include <algorithm>
+
 #include "sched/policies.h"
 
 namespace fastee::sched {
@@ -19,6 +21,8 @@ class Deadline final : public Policy {
 
   Choice place(const Query& q) override {
     const Model& m = model_;
+    // While others wait for any answer at all, a better one is not worth the place that it would take from them.
+    if (room_.size() > 0 && tasks_[q.slot].best >= 0) return {};
     look(q);
     // Nearly always the cheapest place of all makes the deadline, and no other has to be looked at.
     int best = best_;
@@ -74,19 +78,21 @@ class Deadline final : public Policy {
     const double extra = m.delay_at(q.segment, p, q.now, q.rounds);
     return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + extra);
   }
-  // For a task without any answer yet, no place keeps the promise: a rejection is surely no answer, so it is tried where the next
-  // answer is soonest on average, as long as that average makes the deadline.
+  // For a task without any answer yet, no place keeps the promise, but a rejection is surely no answer. It is tried where the next
+  // answer is soonest on average, if that average makes the deadline; else it waits while it would make it with nothing before it:
+  // queues are estimates, and the tasks in them exit early.
   Choice likeliest(const Query& q) {
     Choice choice;
-    double best = kInf;
+    double best = kInf, alone = kInf;
     for (int p = 0; p < model_.nodes; ++p) {
       const double t = until_answer(q, p, 0.0);
+      alone = std::min(alone, model_.need_mean(q.bucket, q.segment)[p]);
       if (t <= q.slack && t < best) {
         best = t;
         choice = {Choice::kRun, p};
       }
     }
-    return choice;
+    return choice.kind == Choice::kRun ? choice : wait_for(q, alone);
   }
 
   std::vector<int> last_place_;     // [S] the node chosen last for a segment

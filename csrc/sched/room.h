@@ -53,11 +53,17 @@ class Room {
     return -1;
   }
 
-  // One walk over all who wait: step() until -1, which starts the next walk.
+  // One walk over those who wait: step() until -1, which starts the next walk. It takes as many steps as waited at its begin, so that
+  // a task which is let go and comes back at once (a peer without credit) cannot keep it going for ever.
   int64_t step() {
-    const int32_t slot = walking_ ? cursor_ : head_;
-    walking_ = slot >= 0;
-    cursor_ = slot >= 0 ? tasks_[slot].next : Tasks::kEnd;
+    if (!walking_) {
+      cursor_ = head_;
+      left_ = size_;
+    }
+    walking_ = left_-- > 0 && cursor_ >= 0;
+    if (!walking_) return -1;
+    const int32_t slot = cursor_;
+    cursor_ = tasks_[slot].next;
     return slot;
   }
 
@@ -65,7 +71,7 @@ class Room {
   Tasks& tasks_;
   int32_t head_ = Tasks::kEnd, tail_ = Tasks::kEnd, cursor_ = Tasks::kEnd;
   bool walking_ = false;
-  int64_t size_ = 0, soonest_ = kNever;
+  int64_t size_ = 0, left_ = 0, soonest_ = kNever;
 };
 
 }  // namespace fastee::sched

@@ -119,6 +119,10 @@ Decision Scheduler::decide_row(int64_t task, int exit, const Sample& sample, int
     return {};
   }
   if (room_.holds(slot)) room_.remove(slot);
+  if (tasks_[slot].sent_to >= 0) {  // asked again: the host could not send it
+    model_.unsent(tasks_[slot].sent_to, tasks_[slot].until);
+    tasks_[slot].sent_to = -1;
+  }
   if (exit < -1 || exit > model_.exits) {
     ++count.invalid;
     exit = -1;
@@ -138,7 +142,9 @@ Decision Scheduler::decide_row(int64_t task, int exit, const Sample& sample, int
   query.exit = exit;
   query.bucket = bucket;
   query.rounds = rounds;
-  return act(slot, policy_->place(query), query.slack, now);
+  Choice choice = policy_->place(query);
+  if (choice.kind == Choice::kWait && choice.until <= now) choice = policy_->usual(query);  // or poll() would give it back at once, for ever
+  return act(slot, choice, query.slack, now);
 }
 
 Decision Scheduler::act(int64_t slot, const Choice& choice, double slack, int64_t now) {
@@ -165,9 +171,10 @@ Decision Scheduler::act(int64_t slot, const Choice& choice, double slack, int64_
     return {Action::kContinue, choice.node, -1, false};
   }
   ++count.offloaded;
-  const int segment = tasks_[slot].segment;
-  model_.sent(segment, choice.node, now);
-  return {Action::kOffload, choice.node, model_.codec(segment, choice.node), false};
+  Task& task = tasks_[slot];
+  task.sent_to = static_cast<int16_t>(choice.node);
+  task.until = model_.sent(task.segment, choice.node, now);
+  return {Action::kOffload, choice.node, model_.codec(task.segment, choice.node), false};
 }
 
 Decision Scheduler::end(int64_t slot, double slack, bool forced, const Sample* sample) {

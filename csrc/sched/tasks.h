@@ -8,7 +8,7 @@ namespace fastee::sched {
 
 struct alignas(64) Task {
   int64_t deadline;      // absolute ns
-  int64_t until;         // of a task that waits, see Room
+  int64_t until;         // of a task that waits, see Room; of one with sent_to: ns on the wire
   double sum;            // JEI's accumulator
   int32_t label, run;    // PABEE: the last label and how often it stood
   int32_t pool, arm;     // DIMEE's pool, SplitEE's arm
@@ -16,6 +16,7 @@ struct alignas(64) Task {
   uint32_t generation;
   int16_t segment;       // next to run
   int16_t best;          // deepest exit that has answered, -1 for none
+  int16_t sent_to;       // node of an OFFLOAD that is not finished yet, -1 for none
   uint8_t tenant;        // index of the QoS class
   bool live;
 };
@@ -50,6 +51,7 @@ class Tasks {
     t.sum = 0.0;
     t.label = t.pool = t.arm = -1;
     t.run = 0;
+    t.sent_to = -1;
     t.live = true;
     return handle(slot);
   }

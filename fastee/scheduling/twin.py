@@ -92,6 +92,7 @@ class Task:
     run: int = 0
     pool: int = -1
     arm: int = -1
+    sent: tuple[int, int] | None = None  # node and ns on its wire of an OFFLOAD that is not finished yet
 
 
 class Room:
@@ -103,7 +104,8 @@ class Room:
     def __init__(self):
         self.until: dict[int, int] = {}
         self.bound = INT64_MAX
-        self.walk: list[int] | None = None
+        self.walk: int | None = None
+        self.left = 0
 
     def __len__(self) -> int:
         return len(self.until)
@@ -134,9 +136,14 @@ class Room:
     def step(self) -> int:
         """The next one of a walk over all who wait; -1 ends it."""
         slots = list(self.until)
-        at = 0 if self.walk is None else self.walk
-        self.walk = at + 1 if at < len(slots) else None
-        return slots[at] if at < len(slots) else -1
+        if self.walk is None:
+            self.walk, self.left = 0, len(slots)
+        self.left -= 1
+        if self.left < 0 or self.walk >= len(slots):
+            self.walk = None
+            return -1
+        self.walk += 1
+        return slots[self.walk - 1]
 
 
 class Core:
@@ -447,6 +454,9 @@ class Core:
         if slot in self.room.until:
             self.room.remove(slot)
         t = self.tasks[slot]
+        if t.sent:  # asked again: the host could not send it
+            node, wire = t.sent
+            self.busy_until[node], t.sent = clamp64(self.busy_until[node] - wire), None
         if exit >= 0:
             t.segment, t.best = exit + 1, max(t.best, exit)
         q = self.query_of(slot, now, sample)
@@ -459,7 +469,10 @@ class Core:
             if accepted:
                 return self.end(slot, q.slack, False, sample)
         q.exit, q.bucket, q.rounds = exit, bucket, rounds
-        return self.act(slot, self.policy.place(q), q.slack, now)
+        choice = self.policy.place(q)
+        if choice[0] == WAIT and choice[2] <= now:  # or poll would give it back at once, for ever
+            choice = self.policy.usual(q)
+        return self.act(slot, choice, q.slack, now)
 
     def act(self, slot: int, choice, slack: float, now: int) -> int:
         kind, node, until = choice
@@ -478,7 +491,9 @@ class Core:
             count["continued"] += 1
             return pack(Action.CONTINUE, self.me, -1, False)
         count["offloaded"] += 1
-        self.busy_until[node] = min(max(self.busy_until[node], now) + int(min(self.wire[t.segment][node], 1e15)), INT64_MAX)
+        wire = int(min(self.wire[t.segment][node], 1e15))
+        self.busy_until[node] = min(max(self.busy_until[node], now) + wire, INT64_MAX)
+        t.sent = node, wire
         return pack(Action.OFFLOAD, node, self.codec[t.segment][node], False)
 
     def end(self, slot: int, slack: float, forced: bool, sample: dict | None) -> int:

@@ -119,10 +119,12 @@ class Threshold:
         return (RUN, min(fits, key=lambda p: self.time_at(q, p)), NEVER) if fits else (FITS_NOT, -1, NEVER)
 
     def wait_while_possible(self, q: Query):
-        best = min(self.time_at(q, p) for p in range(self.core.N))
-        if not (best <= q.slack and best < INF):
+        return self.wait_for(q, min(self.time_at(q, p) for p in range(self.core.N)))
+
+    def wait_for(self, q: Query, time: float):
+        if not (time <= q.slack and time < INF):
             return FITS_NOT, -1, NEVER
-        return WAIT, self.core.me, NEVER if q.slack == INF else min(q.now + int(min(q.slack - best, 9e18)), NEVER)
+        return WAIT, self.core.me, NEVER if q.slack == INF else min(q.now + int(min(q.slack - time, 9e18)), NEVER)
 
 
 class Deadline(Threshold):
@@ -134,6 +136,8 @@ class Deadline(Threshold):
 
     def place(self, q: Query):
         core, c, s = self.core, self.c, q.segment
+        if len(core.room) and core.tasks[q.slot].best >= 0:  # others wait for any answer at all
+            return FITS_NOT, -1, NEVER
         best, best_end, stay, stay_end = -1, INF, -1, INF
         for p in range(core.N):
             if not self.fits(q, p):
@@ -158,13 +162,13 @@ class Deadline(Threshold):
         return RUN, best, NEVER
 
     def likeliest(self, q: Query):
-        """No answer yet and no place keeps the promise: where the next answer is soonest on average, if that makes the deadline."""
-        choice, best = (FITS_NOT, -1, NEVER), INF
-        for p in range(self.core.N):
-            t = self.core.time_at(q.bucket, q.segment, p, q.now, q.rounds, 0.0)
+        """No answer yet and no place keeps the promise: where the next answer is soonest on average, if that makes the deadline; else wait."""
+        core, choice, best = self.core, (FITS_NOT, -1, NEVER), INF
+        for p in range(core.N):
+            t = core.time_at(q.bucket, q.segment, p, q.now, q.rounds, 0.0)
             if t <= q.slack and t < best:
                 choice, best = (RUN, p, NEVER), t
-        return choice
+        return choice if choice[0] == RUN else self.wait_for(q, min(core.need[q.bucket][q.segment]))
 
     def gain_bin(self, confidence: float) -> int:
         low, high = self.c["gain_range"]

@@ -19,6 +19,76 @@ def make(native, profile=None, deadline=1.0, thresholds=(0.9, 0.9), **more):
     return Scheduler(profile or small_profile(), qos, thresholds=list(thresholds), native=native, **more)
 
 
+# -- waiting -----------------------------------------------------------------------------------------------------------
+
+
+def crowded(native, now=0):
+    """A scheduler whose own queue is too long and whose link is full: the last task admitted had to wait."""
+    sched = make(native, deadline=0.05)
+    sched.observe_queue(0, 100)
+    for _ in range(200):
+        task = sched.admit(now)
+        decision = sched.decide(task, -1, math.nan, now)
+        if decision.action != Action.OFFLOAD:
+            return sched, task, decision
+        sched.finish(task)
+    raise AssertionError("the link never filled")
+
+
+def test_a_task_without_an_answer_waits_while_it_could_still_be_in_time_alone(native):
+    sched, task, decision = crowded(native)
+    assert decision.action == Action.WAIT
+    assert decision.until == 46 * MS  # 4 ms before its deadline the first segment could begin here
+    assert sched.poll(2 * MS) is None
+    sched.observe_queue(0, 1)
+    assert sched.poll(3 * MS) == (task, Decision(Action.CONTINUE, 0))
+    assert sched.snapshot()["rejected"] == 0
+
+
+def test_who_waited_to_the_last_moment_in_vain_is_rejected(native):
+    sched, task, decision = crowded(native)
+    assert sched.poll(decision.until - 1) is None
+    assert sched.poll(decision.until) == (task, Decision(Action.REJECT))
+
+
+def test_a_task_that_cannot_be_in_time_even_alone_does_not_wait(native):
+    sched, _, _ = crowded(native)
+    assert sched.decide(sched.admit(0, 3 * MS), -1, math.nan, 0).action == Action.REJECT
+
+
+def test_while_one_waits_for_any_answer_another_takes_the_one_that_it_has(native):
+    sched, task, _ = crowded(native)
+    other = sched.admit(0, 1000 * MS)
+    assert sched.decide(other, 0, 0.5, 0) == Decision(Action.EXIT, 0, forced=True)
+    sched.finish(task)
+    assert sched.decide(sched.admit(0, 1000 * MS), 0, 0.5, 0).action != Action.EXIT
+
+
+def test_an_offload_that_the_host_could_not_send_leaves_no_trace(native):
+    sched = make(native, deadline=0.05)
+    sched.observe_queue(0, 100)
+    task = sched.admit(0)
+    first = sched.decide(task, -1, math.nan, 0)
+    assert first.action == Action.OFFLOAD
+    for _ in range(1000):
+        assert sched.decide(task, -1, math.nan, 0) == first
+
+
+def test_a_walk_over_those_who_wait_ends_although_each_comes_back(native):
+    sched, _, _ = crowded(native)
+    sched.decide(sched.admit(0), -1, math.nan, 0)
+    assert sched.snapshot()["waiting"] == 2
+    asked = 0
+    sched.observe_queue(0, 0)
+    while (found := sched.poll(2 * MS)) is not None:
+        asked += 1
+        assert asked <= 2
+        sched.observe_queue(0, 100)  # it did not get the place
+        assert sched.decide(found[0], -1, math.nan, 2 * MS).action == Action.WAIT
+        sched.observe_queue(0, 0)
+    assert asked == 2
+
+
 # -- the exit rule -----------------------------------------------------------------------------------------------------
 
 
