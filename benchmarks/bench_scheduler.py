@@ -64,18 +64,26 @@ def cases(ctx: Context) -> Iterator[Group]:
         yield Group("decide", name, "task", [Case("fastee", core.decide, asks[0], note="C++ core"), Case("twin", twin.decide, asks[1])],
                     baseline="twin", per_call=True, bars=("<= 0.25 us", "p99 <= 1 us"))  # fmt: skip
 
-        # The loop runs in C++, without the Python call: what a simulator or an engine pays.
+        # The same decisions through the two ways of binding, arguments and answer included.
+        bound = _scheduler(*size, True, ctx.seed)
+        yield Group("decide_binding", name, "task", [Case("fastcall", bound.decide, _asks(bound, 64, ctx.seed), note="METH_FASTCALL"),
+                                                     Case("pybind11", bound._core.decide_pybind11, _asks(bound, 64, ctx.seed))],
+                    baseline="pybind11", per_call=True)  # fmt: skip
+
+        # The loop runs in C++, without the Python call: what a simulator or an engine pays. A row is a loop of 64 decisions.
         plain = _scheduler(*size, True, ctx.seed)
         ruled = _scheduler(*size, True, ctx.seed, rule=rule(_confident))
-        ns = {}
+        scores = np.random.default_rng(ctx.seed).uniform(0, 0.85, 4096)
+        loops, notes = {}, {}
         for which, sched in (("plain", plain), ("rule", ruled)):
-            tasks = np.array([sched.admit(NOW) for _ in range(4096)])
-            scores = np.random.default_rng(ctx.seed).uniform(0, 0.85, 4096)
-            ns[which] = np.sort(sched._core.time_decide(tasks, 1, scores, NOW, 64, 200))
-        yield Group("decide_native", name, "C++ loop of 64 decisions", [
-            Case("fastee", lambda s=plain, t=tasks_of(plain), u=scores: s._core.time_decide(t, 1, u, NOW, 64, 1), [()],
-                 note=f"per decision p50 {np.median(ns['plain']):.1f} ns, p99 {ns['plain'][-2]:.1f} ns; a numba rule adds "
-                      f"{np.median(ns['rule']) - np.median(ns['plain']):.1f} ns")], baseline="fastee")  # fmt: skip
+            tasks = tasks_of(sched)
+            ns = sched._core.time_decide(tasks, 1, scores, NOW, 64, 200)
+            notes[which] = f"per decision p50 {np.percentile(ns, 50):.1f} ns, p99 {np.percentile(ns, 99):.1f} ns"
+            loops[which] = lambda s=sched, t=tasks, u=scores: s._core.time_decide(t, 1, u, NOW, 64, 1)
+        yield Group("decide_native", name, "C++ loop of 64 decisions", [Case("fastee", loops["plain"], [()], note=notes["plain"])], baseline="fastee",
+                    bars=(f"<= {64 * 0.1:g} us", f"p99 <= {64 * 1:g} us"))  # fmt: skip
+        yield Group("decide_rule", name, "C++ loop of 64 decisions", [Case("rule", loops["rule"], [()], note=notes["rule"]), Case("plain", loops["plain"], [()])],
+                    baseline="plain", bars=(f"<= {64 * 0.02:g} us over plain",))  # fmt: skip
 
         core, twin = _pair(size, ctx.seed)
         yield Group("task", name, "admit, decide, decide", [Case("fastee", _life(core), [(NOW,)], note="C++ core"), Case("twin", _life(twin), [(NOW,)])],
@@ -88,7 +96,8 @@ def cases(ctx: Context) -> Iterator[Group]:
             if core.decide_batch(*batch[0]).tolist() != twin.decide_batch(*batch[1]).tolist():
                 raise RuntimeError(f"{name}, {rows} rows: core and twin disagree")
             yield Group("decide_batch", f"{rows} rows, {name}", "numpy",
-                        [Case("fastee", core.decide_batch, [batch[0]], note="C++ core"), Case("twin", twin.decide_batch, [batch[1]])], baseline="twin")  # fmt: skip
+                        [Case("fastee", core.decide_batch, [batch[0]], note="C++ core"), Case("twin", twin.decide_batch, [batch[1]])], baseline="twin",
+                        bars=(f"<= {0.03 * rows:g} us",) if rows >= 256 else ())  # fmt: skip
 
         core, twin = _pair(size, ctx.seed)
         seen = [(s % (size[0] + 1), 0, 1, int(core.profile.mean[s % (size[0] + 1), 0, 0] * 1e9 * f)) for s, f in enumerate(np.linspace(0.8, 1.25, 64))]

@@ -475,6 +475,10 @@ PYBIND11_MODULE(_C, m) {
       .def("set_node_up", [](Bound& self, int node, bool up) { self.core->set_node_up(node, up); })
       .def("set_link_up", [](Bound& self, int src, int dst, bool up) { self.core->set_link_up(src, dst, up); })
       .def("time_decide", &time_decide)
+      // For the benchmark alone: the same call with the arguments and the answer converted by pybind11.
+      .def("decide_pybind11", [](Bound& self, int64_t task, int exit, double confidence, int64_t now) {
+        return py::reinterpret_steal<py::object>(answer_of(self, self.core->decide(task, exit, confidence, now)));
+      })
       .def("rebatch", [](const Bound& self, int segment, int64_t rows, int64_t others, int64_t merge_ns) {
         return self.core->rebatch(segment, rows, others, merge_ns);
       })

@@ -1,4 +1,4 @@
-"""Thresholds under a budget: ``calibrate`` for a network, ``thresholds`` for arrays, ``watch`` for what happens afterwards; ``dimee`` finds pools and alpha."""
+"""Thresholds under a budget: ``calibrate``, for arrays ``thresholds``, ``watch`` for what happens afterwards; ``dimee`` finds pools and alpha."""
 
 from fastee.calibration import dimee
 from fastee.calibration.calibrate import CalibrationReport, calibrate, collect
@@ -7,5 +7,6 @@ from fastee.calibration.thresholds import ThresholdReport, thresholds
 from fastee.calibration.watch import DriftTest, Watch, watch
 
 __all__ = [
-    "CalibrationReport", "DriftTest", "ThresholdReport", "Watch", "calibrate", "collect", "dimee", "reliability", "temperature", "thresholds", "watch",
+    "CalibrationReport", "DriftTest", "ThresholdReport", "Watch", "calibrate", "collect", "dimee", "reliability", "temperature",
+    "thresholds", "watch",
 ]  # fmt: skip

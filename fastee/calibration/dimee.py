@@ -40,8 +40,10 @@ class Pools:
 
 @dataclasses.dataclass(frozen=True)
 class AlphaSearch:
-    """What `search_alpha` found: ``alpha``, its ``pools``, mean ``reward``, mean ``cost``, ``drop`` against all-cloud (nan without `correct`),
-    and every candidate's numbers in ``table`` (columns alpha, reward, cost, drop)."""
+    """What `search_alpha` found: ``alpha``, its ``pools``, mean ``reward`` and ``cost``, ``drop`` against all-cloud (nan without `correct`).
+
+    ``table``: the numbers of every candidate (columns alpha, reward, cost, drop).
+    """
 
     alpha: float
     pools: Pools
@@ -54,8 +56,8 @@ class AlphaSearch:
 def pools(embedding: Any, confidence: Any, alpha: float) -> Pools:
     """Return the centroids of the easy, moderate and hard training samples.
 
-    `embedding` [N, D]; `confidence` [N, >= 2]: of the exits at the mobile and the edge cut, NaN is never sure; `alpha` in (0, inf). Easy: sure
-    (>= alpha) at the first; moderate: not there, but at the second; hard: the rest (algorithms: DIMEE, reconstructed). N >= 1.
+    `embedding` [N, D]; `confidence` [N, >= 2]: of the exits at the mobile and the edge cut, NaN is never sure; `alpha` in (0, inf).
+    Easy: sure (>= alpha) at the first; moderate: not there, but at the second; hard: the rest. N >= 1.
     Raises ``ValueError`` naming the argument.
 
     >>> pools([[0.0], [2.0], [9.0]], [[0.9, 0.9], [0.8, 0.9], [0.1, 0.2]], 0.75).centroids.tolist()
@@ -72,7 +74,7 @@ def pools(embedding: Any, confidence: Any, alpha: float) -> Pools:
 
 
 def last_tier(pool: Any, confidence: Any, alpha: float) -> np.ndarray:
-    """Return the tier [N] int64 (0 mobile, 1 edge, 2 cloud) where each sample ends: the first one from its pool's on that is sure, else the cloud.
+    """Return the tier [N] int64 (0 mobile, 1 edge, 2 cloud) where each sample ends: the first from its pool's on that is sure.
 
     `pool` [N] int in {0, 1, 2}; `confidence` [N, >= 2] of the mobile's and the edge's exit. ``alpha > 1`` sends everything to the cloud.
 
@@ -139,7 +141,8 @@ def search_alpha(
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
         raise ValueError(f"search_alpha: classes must be an int >= 2, got {classes!r}")
     if (correct is None) != (max_drop is None) or (max_drop is not None and not 0 <= max_drop <= 1):
-        raise ValueError(f"search_alpha: correct and max_drop (in [0, 1]) belong together, got max_drop {max_drop} and correct {'none' if correct is None else 'given'}")
+        given = "no correct" if correct is None else "correct"
+        raise ValueError(f"search_alpha: correct and max_drop (in [0, 1]) belong together, got {given} and max_drop {max_drop}")
     right = None if correct is None else np.asarray(correct, np.float64)
     if right is not None and right.shape != (len(c), 3):
         raise ValueError(f"search_alpha: correct must be [{len(c)}, 3], got {list(right.shape)}")
