@@ -44,14 +44,17 @@ test-neon: $(VENV)/.installed ## the C++ tests built for 64-bit ARM, run under q
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset neon && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset neon && ctest --test-dir build-neon --output-on-failure
 
 SECONDS ?= 30
+RUNS ?= -1
 FUZZCXX := $(firstword $(foreach c,clang++ clang++-20 clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14,$(shell command -v $(c))))
-fuzz: $(VENV)/.installed ## every libFuzzer target for SECONDS=30 each (apt-get install clang libclang-rt-dev)
+FUZZ = mkdir -p build-fuzz/corpus/$$0 && build-fuzz/fuzz_$$0 -max_total_time=$(SECONDS) -runs=$(RUNS) -timeout=10 -max_len=1024 \
+	-print_final_stats=1 -artifact_prefix=build-fuzz/ build-fuzz/corpus/$$0 >build-fuzz/$$0.log 2>&1; rc=$$?; \
+	grep -E "number_of_executed_units|ERROR|SUMMARY" build-fuzz/$$0.log | sed "s/^/fuzz $$0: /"; exit $$rc
+fuzz: $(VENV)/.installed ## every libFuzzer target, two at a time: SECONDS=30 each, or e.g. SECONDS=0 RUNS=5000000 (apt-get install clang-14 libclang-rt-14-dev)
 ifeq ($(FUZZCXX),)
 	@echo "fuzz: skipped: no clang++ found (Debian: apt-get install clang-14 libclang-rt-14-dev)"
 else
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset fuzz -DCMAKE_CXX_COMPILER=$(FUZZCXX) && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset fuzz --target fuzzers
-	for f in build-fuzz/fuzz_*; do test -x $$f || continue; mkdir -p build-fuzz/corpus/$${f##*/fuzz_}; \
-	  $$f -max_total_time=$(SECONDS) -timeout=10 -max_len=8192 -print_final_stats=1 -artifact_prefix=build-fuzz/ build-fuzz/corpus/$${f##*/fuzz_} || exit 1; done
+	ls csrc/tests/fuzz | sed -n 's/\.cc$$//p' | xargs -P 2 -n 1 sh -c '$(FUZZ)'
 endif
 
 bench: build
