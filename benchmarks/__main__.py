@@ -51,6 +51,14 @@ def parser(prog: str) -> argparse.ArgumentParser:
     for verb, text in (("plot", "draw plots from the rows"), ("table", "rewrite the tables of docs/benchmarks.md and README.md from the rows")):
         p = sub.add_parser(verb, help=text)
         p.add_argument("--results", **results)
+    p = sub.add_parser("papers", help="the systems of the literature beside ours: list | run SYSTEM... | table")
+    act = p.add_subparsers(dest="act", required=True)
+    act.add_parser("list", help="what can be run")
+    act.add_parser("table", help="rewrite docs/papers.md from the rows")
+    q = act.add_parser("run", help="train, measure, append the rows to results/papers.jsonl")
+    q.add_argument("systems", nargs="+", metavar="system", help="see papers list; 'all' for every one")
+    q.add_argument("--full", action="store_true", help="the long size (hours) instead of the quick one (minutes)")
+    q.add_argument("--seeds", type=int, help="how many; default: as many as the paper's test asks for")
     p = sub.add_parser("_count")  # runs under callgrind, see run.count_all
     p.add_argument("op")
     p.add_argument("shapes")
@@ -92,6 +100,10 @@ def act(a: argparse.Namespace, err: Console) -> int:
     if a.verb == "list":
         for op in runner.ops():
             print(f"{op:<16}{sys.modules[runner.load(op).__module__].__doc__.splitlines()[0]}")
+    elif a.verb == "papers":
+        from . import papers
+
+        return papers.main(a.act, getattr(a, "systems", []), not getattr(a, "full", False), getattr(a, "seeds", None))
     elif a.verb == "peers" and a.act == "list":
         for name in peers.names():
             module = peers.module(name)
