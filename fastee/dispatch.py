@@ -24,7 +24,6 @@ ORDER = ("cuda", "triton", "cpu", "numba", "reference")
 ASKED = os.environ.get("FASTEE_BACKEND") or "auto"  # read once: the direct calls must not pay for a look at the environment
 ABSENT = {
     "cuda": "not part of this build",
-    "triton": "not part of this build",
 }
 
 

@@ -10,14 +10,14 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 from .results import ROWS, ExitHeadResult, ExitStepResult
 
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
 OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
 
 
-def layout(x, weight, bias, pool, norm, measure, threshold, temperature, mask) -> str | None:
+def layout(x, weight, bias, pool, norm, *rule) -> str | None:
     parts = (norm.weight, norm.bias) if norm else ()
     return (
         _cpu.pooled(x, pool)
@@ -38,6 +38,12 @@ def numba_declines(x, weight, bias, pool, norm, *rule) -> str | None:
     return _numba.floats(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
 
 
+def triton_declines(x, weight, bias, pool, norm, *rule) -> str | None:
+    quantized = isinstance(weight, ROWS)
+    w = weight.data if quantized else weight
+    return (_triton.elsewhere(w) if quantized else None) or _triton.floats(x, None if quantized else w, bias, *(norm or ())[1:3]) or layout(x, w, bias, pool, norm)
+
+
 def dequantized(weight):
     return reference.dequantize_rows(weight.data, weight.scale) if isinstance(weight, ROWS) else weight
 
@@ -46,9 +52,9 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
     """Build the op's registry entry and the function that runs it with checked arguments."""
 
     def check(x, weight, bias=None, pool="mean", norm=None, measure="max_prob", threshold=0.9, *, temperature=1.0, mask=None, logits=False):
-        return _check.head(name, x, weight, bias, pool, norm, measure, threshold, temperature, mask), {}
+        return (*_check.head(name, x, weight, bias, pool, norm, measure, threshold, temperature, mask), bool(logits)), {}
 
-    def run_cpu(x, weight, bias, pool, norm, measure, threshold, temperature, mask):
+    def run_cpu(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits):
         keep = None if mask is None else mask.to(torch.uint8).contiguous()
         bias = None if bias is None else bias.float()  # the C ABI takes small vectors in fp32 only
         if norm is not None:
@@ -59,7 +65,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         return result
 
     @_numba.widening
-    def run_numba(x, weight, bias, pool, norm, measure, threshold, temperature, mask):
+    def run_numba(x, weight, bias, pool, norm, measure, threshold, temperature, mask, wanted):
         (rows, classes), kind = (x.shape[0], weight.shape[0]), norm or _numba.NO_NORM
         label, stats = _numba.stats_memory(rows)
         confidence, exits, logits = torch.empty(rows), torch.empty(rows, dtype=torch.bool), torch.empty(rows, classes)
@@ -73,7 +79,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         return ExitStepResult(*head, index, count, logits) if step else ExitHeadResult(*head, logits)
 
     def run_reference(x, weight, *rest):
-        r = (reference.exit_step if step else reference.exit_head)(x, dequantized(weight), *rest)
+        r = (reference.exit_step if step else reference.exit_head)(x, dequantized(weight), *rest[:-1])
         stats = RowStats(r.stats.label, *(s.float() for s in r.stats[1:5]))
         if not step:
             return ExitHeadResult(r.label, r.confidence.float(), r.exits, stats, r.logits)
@@ -81,6 +87,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         return ExitStepResult(r.label, r.confidence.float(), r.exits, stats, r.index, count, r.logits)
 
     backends = (
+        dispatch.Backend("triton", lambda *args: _triton.head(*args, step), triton_declines),
         dispatch.Backend("cpu", run_cpu, cpu_declines),
         dispatch.Backend("numba", run_numba, numba_declines, lambda x, w, *rest: _numba.not_ready("exit_head") or _numba.large(x, w)),
         dispatch.Backend("reference", run_reference),
@@ -88,7 +95,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
     op = dispatch.register(dispatch.Op(name, backends, check))
 
     def flat(x, weight, bias, pool, norm, norm_weight, norm_bias, eps, measure, threshold, temperature, mask):
-        args = (x, weight, bias, pool, Norm(norm, norm_weight, norm_bias, eps) if norm else None, measure, threshold, temperature, mask)
+        args = (x, weight, bias, pool, Norm(norm, norm_weight, norm_bias, eps) if norm else None, measure, threshold, temperature, mask, True)
         r = dispatch.choose(op, args, {}).run(*args)
         logits = r.logits.clone() if r.logits.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr() else r.logits
         out = (r.label.clone(), r.confidence.clone(), r.exits, *(s.clone() for s in tuple(r.stats)[1:5]), logits)

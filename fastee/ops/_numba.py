@@ -11,6 +11,8 @@ from torch import Tensor, bfloat16, float16, float32
 from fastee.kernels import numba
 from fastee.reference import Norm
 
+from ._rows import walk
+
 NORMS = {"": 0, "layer": 1, "rms": 2, "affine": 3}
 LARGE = 400_000
 NARROW = (bfloat16, float16)
@@ -84,17 +86,8 @@ def flags(mask: Tensor | None) -> np.ndarray:
 
 def activation(x: Tensor, pool: str) -> tuple[np.ndarray, int, int, int, int, int, int]:
     """Return x as (memory, rows, features, inner, row stride, feature stride, inner stride) under a pool."""
-    if pool in ("cls", "last"):
-        x = x[:, 0 if pool == "cls" else -1]
-    if pool == "mean_tokens":
-        _, inner, features = x.shape
-        strides = (1, features)
-    elif x.dim() == 2:
-        inner, features, strides = 1, x.shape[1], (1, 1)
-    else:
-        features, inner = x.shape[1], x.shape[2:].numel()
-        strides = (inner, 1) if x.numel() == 0 or x[0].is_contiguous() else (1, features)
-    return flat(x), x.shape[0], features, inner, x.stride(0), *strides
+    x, shape = walk(x, pool)
+    return flat(x), *shape
 
 
 def elsewhere(x: Tensor, *rest) -> str | None:

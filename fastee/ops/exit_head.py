@@ -53,11 +53,11 @@ def exit_head(
     ([0, 0], [True, True])
     """
     if is_compiling():
-        args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
-        return through_torch(_packet, False, *args, logits)
+        args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
+        return through_torch(_packet, False, *args)
     if _direct is not None and backend is None and mask is None:
         result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, False)
         if result is not None:
             return result
-    args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
+    args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
     return choose(_op, args, options, backend).run(*args)

@@ -7,8 +7,8 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
-from . import _check, _cpu, _library, _numba
-from ._head import RULE, dequantized, layout, numba_declines
+from . import _check, _cpu, _library, _numba, _triton
+from ._head import RULE, dequantized, layout, numba_declines, triton_declines
 from .exit_step import _op as _step
 from .quantize_rows import DTYPES, _check_quantize, _quantize
 from .results import ROWS, ExitPackResult, QuantizedRows
@@ -44,7 +44,7 @@ def _run_cpu(*args):
 
 def _run_numba(x, weight, *rest):
     *rule, logits, format, group = rest
-    step = dispatch.choose(_step, (x, weight, *rule), {}, "numba").run(x, weight, *rule)
+    step = dispatch.choose(_step, (x, weight, *rule, logits), {}, "numba").run(x, weight, *rule, logits)
     rows = x.detach().index_select(0, step.index[: step.count])
     packed = dispatch.choose(_quantize, (rows, format, group), {}, "numba").run(rows, format, group)
     wire = torch.cat([part.reshape(-1).view(torch.uint8) for part in (packed.scale, packed.data)])
@@ -67,6 +67,9 @@ _op = dispatch.register(
     dispatch.Op(
         "exit_pack",
         (
+            dispatch.Backend(
+                "triton", lambda *args: _triton.exit_pack(*args, DTYPES[args[-2]]), lambda *a: triton_declines(*a[:9]) or _cpu.contiguous_rows("x", a[0])
+            ),
             dispatch.Backend("cpu", _run_cpu, _cpu_declines),
             dispatch.Backend("numba", _run_numba, lambda *args: numba_declines(*args[:9]), _numba_yields),
             dispatch.Backend("reference", _run_reference),

@@ -39,11 +39,11 @@ def exit_step(
     (1, [1, 2, 0])
     """
     if is_compiling():
-        args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
-        return through_torch(_packet, True, *args, logits)
+        args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
+        return through_torch(_packet, True, *args)
     if _direct is not None and backend is None and mask is None:
         result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, True)
         if result is not None:
             return result
-    args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask)
+    args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
     return choose(_op, args, options, backend).run(*args)

@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 
 
 def _check_args(a, b):
@@ -41,6 +41,9 @@ _op = dispatch.register(
     dispatch.Op(
         "feature_delta",
         (
+            dispatch.Backend(
+                "triton", _triton.feature_delta, lambda a, b: _triton.floats(a, b) or _cpu.contiguous_rows("a", a) or _cpu.contiguous_rows("b", b)
+            ),
             dispatch.Backend("cpu", _run_cpu, lambda a, b: _cpu.floats(a, b) or _cpu.contiguous_rows("a", a) or _cpu.contiguous_rows("b", b)),
             dispatch.Backend(
                 "numba",

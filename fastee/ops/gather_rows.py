@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 
 
 def _index(op: str, index) -> Tensor:
@@ -14,8 +14,9 @@ def _index(op: str, index) -> Tensor:
 
 
 def _in_range(op: str, index: Tensor, rows: int) -> None:
-    if index.numel() and not is_compiling() and index.device.type == "cpu":
-        low, high = int(index.min()), int(index.max())
+    # On a device this waits for it. A graph that is being captured cannot: there a row outside is left alone.
+    if index.numel() and not is_compiling() and not (index.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        low, high = (int(n) for n in torch.stack(index.aminmax()).tolist())
         if low < 0 or high >= rows:
             raise ValueError(f"{op}: index must lie in [0, {rows}), got {low if low < 0 else high}")
 
@@ -65,6 +66,16 @@ def _numba_gather(x, index):
     return out
 
 
+def _triton_gather(x, index):
+    _in_range("gather_rows", index, x.shape[0])
+    return _triton.gather_rows(x, index)
+
+
+def _triton_scatter(out, index, rows):
+    _in_range("scatter_rows", index, out.shape[0])
+    return _triton.scatter_rows(out, index, rows)
+
+
 def _reference_gather(x, index):
     _in_range("gather_rows", index, x.shape[0])
     return reference.gather_rows(x, index)
@@ -100,6 +111,7 @@ _gather = dispatch.register(
     dispatch.Op(
         "gather_rows",
         (
+            dispatch.Backend("triton", _triton_gather, lambda x, i: _triton.elsewhere(x) or _gather_layout(x, i)),
             dispatch.Backend("cpu", _run_gather, lambda x, i: _cpu.elsewhere(x) or _gather_layout(x, i)),
             dispatch.Backend("numba", _numba_gather, lambda x, i: _numba.elsewhere(x) or _gather_layout(x, i), lambda x, i: _numba.MOVES),
             dispatch.Backend("reference", _reference_gather),
@@ -111,6 +123,7 @@ _scatter = dispatch.register(
     dispatch.Op(
         "scatter_rows",
         (
+            dispatch.Backend("triton", _triton_scatter, lambda out, i, rows: _triton.elsewhere(out) or _scatter_layout(out, i, rows)),
             dispatch.Backend("cpu", _run_scatter, lambda out, i, rows: _cpu.elsewhere(out) or _scatter_layout(out, i, rows)),
             dispatch.Backend(
                 "numba", _numba_scatter, lambda out, i, rows: _numba.elsewhere(out) or _scatter_layout(out, i, rows), lambda out, i, rows: _numba.MOVES

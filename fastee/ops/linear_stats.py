@@ -7,7 +7,8 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import RowStats
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
+from ._head import triton_declines
 from .row_stats import fake_stats, flat_stats
 
 
@@ -48,6 +49,7 @@ _op = dispatch.register(
     dispatch.Op(
         "linear_stats",
         (
+            dispatch.Backend("triton", _triton.linear_stats, lambda x, w, b, t, m: triton_declines(x, w, b, "none", None)),
             dispatch.Backend("cpu", _run_cpu, lambda x, w, b, t, m: _cpu.floats(x, w, b) or _layout(x, w, b)),
             dispatch.Backend(
                 "numba",

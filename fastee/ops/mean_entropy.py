@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 
 
 def _check_args(logits, mask=None, *, temperature=1.0):
@@ -45,6 +45,7 @@ _op = dispatch.register(
     dispatch.Op(
         "mean_entropy",
         (
+            dispatch.Backend("triton", _triton.mean_entropy, lambda z, mask, t: _triton.floats(z) or _cpu.contiguous_rows("logits", z)),
             dispatch.Backend("cpu", _run_cpu, lambda z, mask, t: _cpu.floats(z) or _cpu.contiguous_rows("logits", z)),
             dispatch.Backend(
                 "numba",

@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,10 +39,10 @@ def _check_unpack(p, start=0, stop=None):
     else:
         raise TypeError(f"unpack_planes: p must be a PackedPlanes or a uint8 tensor [n], got {_check.show(p)}")
     data = _check.tensor("unpack_planes", "data", data, (torch.uint8,), "[n]", 1)
-    if data.device.type != "cpu":
-        raise ValueError(f"unpack_planes: data must be on cpu, got {data.device}")
+    if data.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"unpack_planes: data must be on cpu or a CUDA device, got {data.device}")
     data = data.contiguous()
-    kind, total, *_ = reference.read_planes_header(data[: 16 + 4 * data.numel()].numpy().tobytes()) if native.hot is None else _info(data)
+    kind, total = _info(data)
     if shape is not None and math.prod(shape) != total:
         raise ValueError(f"unpack_planes: p.shape must hold the {total} packed values, got {list(shape)}")
     for name, value in (("start", start), ("stop", stop)):
@@ -55,8 +55,24 @@ def _check_unpack(p, start=0, stop=None):
 
 
 def _info(data):
+    if native.hot is None or data.device.type != "cpu":
+        kind, total, *_ = reference.read_planes_header(memoryview(_begin(data)))
+        return kind, total
     bits, bfloat, count = native.hot.planes_info(data)
     return (0 if bits == 32 else 1 if bfloat else 2), count
+
+
+def _begin(data) -> np.ndarray:
+    """Return packed bytes of which only the header and the offsets are brought from a device (and it is waited for)."""
+    if data.device.type == "cpu":
+        return data.numpy()
+    out = np.zeros(data.numel(), np.uint8)  # pages that are never touched cost nothing
+    out[:16] = data[:16].cpu().numpy()
+    values = int.from_bytes(out[8:16].tobytes(), "little", signed=True)
+    if 0 <= values // 1024 <= out.size // 4:
+        stop = 16 + 4 * (-(-values // 1024) + 1)
+        out[:stop] = data[:stop].cpu().numpy()
+    return out
 
 
 def _run_unpack(data, dtype, shape, first, count):
@@ -66,8 +82,13 @@ def _run_unpack(data, dtype, shape, first, count):
 
 
 def _reference_unpack(data, dtype, shape, first, count):
-    flat = reference.unpack_planes(data, first, count)
+    flat = reference.unpack_planes(data.cpu(), first, count).to(data.device)
     return flat if shape is None else flat.view(shape)
+
+
+def _triton_unpack(data, dtype, shape, first, count):
+    kind, total = _info(data)
+    return _triton.unpack_planes(data, kind, total, shape, first, count)
 
 
 def _numba_pack(h):
@@ -96,9 +117,10 @@ _pack = dispatch.register(
     dispatch.Op(
         "pack_planes",
         (
+            dispatch.Backend("triton", lambda h: _triton.pack_planes(h, TYPES.index(h.dtype)), _triton.elsewhere),
             dispatch.Backend("cpu", lambda h: native.hot.pack_planes(h.detach().contiguous()), _cpu.elsewhere),
             dispatch.Backend("numba", _numba_pack, _numba.elsewhere, lambda h: _numba.not_ready("pack_planes")),
-            dispatch.Backend("reference", lambda h: reference.pack_planes(h.cpu())),
+            dispatch.Backend("reference", lambda h: reference.pack_planes(h.cpu()).to(h.device)),
         ),
         _check_pack,
     )
@@ -107,7 +129,8 @@ _unpack = dispatch.register(
     dispatch.Op(
         "unpack_planes",
         (
-            dispatch.Backend("cpu", _run_unpack, lambda *a: _cpu.missing()),
+            dispatch.Backend("triton", _triton_unpack, lambda data, *rest: _triton.elsewhere(data)),
+            dispatch.Backend("cpu", _run_unpack, lambda data, *rest: _cpu.elsewhere(data)),
             dispatch.Backend("numba", _numba_unpack, _numba.elsewhere, lambda *a: _numba.not_ready("pack_planes")),
             dispatch.Backend("reference", _reference_unpack),
         ),

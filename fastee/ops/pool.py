@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 
 
 def _check_args(x, kind="mean", mask=None):
@@ -45,6 +45,7 @@ _op = dispatch.register(
     dispatch.Op(
         "pool",
         (
+            dispatch.Backend("triton", _triton.pool, lambda x, kind, mask: _triton.floats(x) or _cpu.pooled(x, kind)),
             dispatch.Backend("cpu", _run_cpu, lambda x, kind, mask: _cpu.floats(x) or _cpu.pooled(x, kind)),
             dispatch.Backend(
                 "numba",

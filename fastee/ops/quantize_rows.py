@@ -8,7 +8,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 from .results import ROWS, QuantizedRows
 
 FORMATS = ("int8", "int4", "fp8_e4m3", "bf16")
@@ -96,6 +96,16 @@ def _numba_dequantize(data, scale, group, format, shape):
     return out
 
 
+def _triton_quantize(x, format, group):
+    data, scale = _empty(x, format, group)
+    _triton.quantize_rows(x, format, group, data, scale)
+    return QuantizedRows(data, scale, format, group, tuple(x.shape))
+
+
+def _triton_dequantize_declines(data, scale, *rest):
+    return _triton.elsewhere(data) or _cpu.contiguous_rows("data", data) or (None if scale.is_contiguous() else "scale is not contiguous")
+
+
 def _numba_quantize_declines(x, format, group):
     return _numba.floats(x) or _cpu.contiguous_rows("x", x)
 
@@ -120,6 +130,7 @@ _quantize = dispatch.register(
     dispatch.Op(
         "quantize_rows",
         (
+            dispatch.Backend("triton", _triton_quantize, lambda x, f, g: _triton.floats(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.floats(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend("numba", _numba_quantize, _numba_quantize_declines, lambda *a: _numba.not_ready("quantize_rows")),
             dispatch.Backend("reference", _reference_quantize),
@@ -131,6 +142,7 @@ _dequantize = dispatch.register(
     dispatch.Op(
         "dequantize_rows",
         (
+            dispatch.Backend("triton", _triton.dequantize_rows, _triton_dequantize_declines),
             dispatch.Backend("cpu", _run_dequantize, _cpu_dequantize_declines),
             dispatch.Backend("numba", _numba_dequantize, _numba_dequantize_declines, _numba_dequantize_yields),
             dispatch.Backend("reference", reference.dequantize_rows),

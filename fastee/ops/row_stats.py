@@ -7,7 +7,7 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import RowStats
 
-from . import _check, _cpu, _library, _numba
+from . import _check, _cpu, _library, _numba, _triton
 
 
 def _check_args(logits, *, temperature=1.0, second_moment=False):
@@ -40,6 +40,7 @@ _op = dispatch.register(
     dispatch.Op(
         "row_stats",
         (
+            dispatch.Backend("triton", _triton.row_stats, lambda z, t, m: _triton.floats(z) or _cpu.contiguous_rows("logits", z)),
             dispatch.Backend("cpu", _run_cpu, lambda z, t, m: _cpu.floats(z) or _cpu.contiguous_rows("logits", z)),
             dispatch.Backend(
                 "numba", _run_numba, lambda z, t, m: _numba.floats(z) or _cpu.contiguous_rows("logits", z), lambda z, t, m: _numba.not_ready("row_stats")

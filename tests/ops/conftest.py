@@ -3,9 +3,9 @@
 import pytest
 
 from fastee import native
-from fastee.kernels import numba
+from fastee.kernels import numba, triton
 
-WAYS = ["reference", "numba", *[f"cpu-{isa}" for isa in ("scalar", "emu16", "neon", "avx2", "avx512")]]
+WAYS = ["reference", "numba", "triton", *[f"cpu-{isa}" for isa in ("scalar", "emu16", "neon", "avx2", "avx512")]]
 
 
 @pytest.fixture(params=WAYS)
@@ -24,6 +24,8 @@ def way(request):
     else:
         if backend == "numba" and numba.missing():
             pytest.skip(numba.missing())
+        if backend == "triton" and (triton.missing() or not triton.INTERPRETED):
+            pytest.skip(triton.missing() or "triton's kernels run in a process of its own: tests/compile/test_interpreter.py")
         yield backend
 
 

@@ -23,6 +23,8 @@ def same(out, x, step, format, group):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("pool,shape", [("mean", (37, 16, 5, 5)), ("mean", (0, 16, 3)), ("mean", (300, 8, 9)), ("mean", (9, 128, 64)), ("none", (70, 33)), ("mean_tokens", (6, 7, 20)), ("cls", (6, 7, 20)), ("last", (6, 7, 20))])
 def test_equals_the_separate_calls(way, format, pool, shape):
+    if way == "triton":
+        shape = (min(shape[0], 5), *shape[1:])  # a program per row, each some 30 ms in the interpreter
     g = torch.Generator().manual_seed(5)
     x, features = torch.randn(shape, generator=g), shape[1] if pool in ("mean", "none") else shape[2]
     w, b, row = torch.randn(4, features, generator=g), torch.randn(4, generator=g), x[:1].numel() if shape[0] else x.shape[1:].numel()
@@ -36,7 +38,7 @@ def test_equals_the_separate_calls(way, format, pool, shape):
 
 @pytest.mark.parametrize("group,format", [(25, "int8"), (5, "int4"), (80, "fp8_e4m3")])
 def test_groups(way, group, format):
-    x, w = torch.randn(37, 16, 5, 5, generator=torch.Generator().manual_seed(6)), torch.eye(16)[:3]
+    x, w = torch.randn(9 if way == "triton" else 37, 16, 5, 5, generator=torch.Generator().manual_seed(6)), torch.eye(16)[:3]
     same(ops.exit_pack(x, w, threshold=0.4, format=format, group=group, backend=way), x, ops.exit_step(x, w, threshold=0.4, backend=way), format, group)
 
 

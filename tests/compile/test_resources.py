@@ -1,0 +1,68 @@
+"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100: it compiles, spills nothing, and needs no more than was recorded."""
+
+import json
+import os
+
+import pytest
+
+from fastee.kernels import triton
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(triton.missing() is not None, reason=str(triton.missing()))]
+LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes of shared memory that a block can have
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    from tests.compile import aot
+
+    if triton.INTERPRETED:
+        pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile")
+    before = os.environ.get("TRITON_CACHE_DIR")
+    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    try:
+        return aot.measure()
+    finally:
+        os.environ.pop("TRITON_CACHE_DIR") if before is None else os.environ.update(TRITON_CACHE_DIR=before)
+
+
+@pytest.mark.timeout(900)
+def test_every_kernel_fits_every_architecture(compiled):
+    from tests.compile import aot
+
+    for name, targets in compiled.items():
+        assert set(targets) == {f"sm_{c}" for c in aot.TARGETS}, name
+        for target, needs in targets.items():
+            assert needs["shared"] <= LIMITS[target], (name, target, needs)
+            assert needs["registers"] <= 255 and needs["local"] == 0, (name, target, needs)
+
+
+def test_every_kernel_is_compiled(compiled):
+    """A kernel that no call reaches would be tested by nobody."""
+    import ast
+
+    written = set()
+    for path in triton.HERE.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.decorator_list:
+                written.add(node.name)
+    reached = {name.rsplit(": ", 1)[1] for name in compiled}
+    launched = {n for n in written if any(f"launch({n}," in p.read_text() or f"launch(\n        {n}," in p.read_text() for p in triton.HERE.glob("*.py"))}
+    assert launched and launched == reached
+
+
+def test_resources_do_not_grow(compiled):
+    import triton as language
+
+    from tests.compile import aot
+
+    recorded = json.loads(aot.RESOURCES.read_text())["triton"]
+    if language.__version__ != recorded["version"]:
+        pytest.skip(f"resources.json was recorded with triton {recorded['version']}, this is {language.__version__}")
+    grown = [
+        f"{name} {target} {what}: {recorded['kernels'][name][target][what]} -> {value}"
+        for name, targets in compiled.items()
+        for target, needs in targets.items()
+        for what, value in needs.items()
+        if value > recorded["kernels"].get(name, {}).get(target, {}).get(what, -1)
+    ]
+    assert not grown, "more than recorded; if it is worth it: python -m tests.compile.aot --write\n" + "\n".join(grown)

@@ -1,0 +1,231 @@
+"""The Triton backend's own promises; the kernels run in the interpreter (TRITON_INTERPRET=1, see tests/compile/test_interpreter.py)."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+import fastee
+from fastee import dispatch, ops
+from fastee.kernels import triton
+from fastee.ops import _triton
+from fastee.testing.tolerances import assert_compacted
+
+interpreted = pytest.mark.skipif(
+    triton.missing() is not None or not triton.INTERPRETED,
+    reason=triton.missing() or "triton's kernels run in a process of its own: tests/compile/test_interpreter.py",
+)
+ON = {"backend": "triton"}
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """Return a function that sets fields of the heuristics."""
+
+    def change(**fields):
+        from fastee.kernels.triton._tuning import Tuning
+
+        made = dataclasses.replace(Tuning(), **fields)
+        monkeypatch.setattr(_triton, "tuning", lambda x: made)
+
+    return change
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Return the names of the kernels that are launched, in order."""
+    names = []
+    for name in triton.KERNELS:
+        module = triton.load(name)
+        if hasattr(module, "launch"):
+
+            def noted(kernel, grid, *args, before=module.launch, **meta):
+                names.append(kernel.fn.__name__)
+                before(kernel, grid, *args, **meta)
+
+            monkeypatch.setattr(module, "launch", noted)
+    return names
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+TILES = {"row_classes": 0, "tile_classes": 32, "tile_features": 256}
+SMALL_TILES = {"row_classes": 0, "wide_classes": 8, "vocabulary_classes": 16, "vocabulary_features": 128}
+
+
+def test_every_op_has_the_backend_and_explains_itself():
+    for op in dispatch._ops.values():
+        assert "triton" in [b.name for b in op.backends], op.name
+    if not triton.INTERPRETED:
+        why = dict(fastee.explain("exit_step", torch.zeros(1, 4), torch.zeros(2, 4), pool="none").rows)["triton"]
+        assert "CUDA devices" in why or "not installed" in why
+
+
+def test_heuristics_are_found_by_the_device_name():
+    from fastee.kernels.triton._tuning import HERE, Tuning, slug, tuning
+
+    for path in HERE.glob("*.json"):
+        assert tuning(path.stem) != Tuning(), f"{path.name} changes nothing"
+    assert slug("NVIDIA H200") == "nvidia-h200" and tuning("NVIDIA H200 NVL") == tuning("NVIDIA H200") and tuning("NVIDIA GeForce 1") == Tuning()
+
+
+def test_kernels_know_nothing_of_torch_and_allocate_nothing():
+    for path in triton.HERE.glob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"^\s*(import torch|from torch|import fastee|from fastee)|\.item\(|\.cpu\(|\.empty|synchronize", text, re.M), path.name
+
+
+def test_tickets_that_a_graph_holds_are_nobody_elses(monkeypatch):
+    pool = _triton._Tickets()
+
+    class Device:
+        type, index = "cuda", 0
+
+    class Somewhere:
+        device = Device()
+
+    stream = type("Stream", (), {"cuda_stream": 7})
+    made = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **k: made(*size, **k))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    eager = pool.take(Somewhere, 10)
+    assert pool.take(Somewhere, 10).data_ptr() == eager.data_ptr()
+    stream.cuda_stream = 8
+    assert pool.take(Somewhere, 10).data_ptr() != eager.data_ptr()
+    capturing, ranges = True, []
+    for _ in range(20):
+        taken = pool.take(Somewhere, 10_000)
+        ranges.append((taken.data_ptr(), taken.data_ptr() + 4 * 10_000, taken))
+    ranges.sort(key=lambda r: r[0])
+    assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(not t.any() for *_, t in ranges)
+
+
+@interpreted
+@pytest.mark.parametrize("way", [{}, TILES, SMALL_TILES], ids=["rows", "tiles", "vocabulary"])
+@pytest.mark.parametrize("norm", ["layer", "rms", "affine", None])
+@pytest.mark.parametrize("pool,shape", [("mean", (3, 24, 3, 3)), ("mean_tokens", (3, 5, 24)), ("none", (3, 24))])
+def test_every_way_through_a_head_agrees_with_float64(tuned, way, norm, pool, shape):
+    tuned(**way)
+    g = gen(1)
+    x, w, b = torch.randn(shape, generator=g), torch.randn(11, 24, generator=g), torch.randn(11, generator=g)
+    norm = norm and ops.Norm(norm, torch.rand(24, generator=g) + 0.5, torch.randn(24, generator=g))
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 1, 0], [1] * 5], dtype=torch.bool) if pool == "mean_tokens" else None
+    got = ops.exit_step(x, w, b, pool, norm, "margin", 0.4, mask=mask, logits=True, **ON)
+    n64 = norm and norm._replace(weight=norm.weight.double(), bias=norm.bias.double())
+    want = ops.exit_step(x.double(), w.double(), b.double(), pool, n64, "margin", 0.4, mask=mask, backend="reference")
+    assert torch.allclose(got.logits.double(), want.logits, atol=1e-5) and torch.allclose(got.confidence, want.confidence, atol=1e-5)
+    assert_compacted(got.index, got.count, ~got.exits)
+
+
+@interpreted
+@pytest.mark.parametrize("way", [{}, TILES, SMALL_TILES], ids=["rows", "tiles", "vocabulary"])
+def test_a_row_does_not_depend_on_its_batch(tuned, way):
+    tuned(**way)
+    x, w = torch.randn(67, 40, generator=gen(2)), torch.randn(37, 40, generator=gen(3))
+    rows = slice(60, 67) if way else slice(64, 67)
+    whole, part = (ops.exit_step(v, w, None, "none", ops.Norm("layer"), logits=True, **ON) for v in (x if way else x[58:], x[rows]))
+    for field in ("label", "confidence", "exits", "logits"):
+        a, b = getattr(whole, field), getattr(part, field)
+        assert torch.equal(a[len(a) - len(b) :], b), field
+
+
+@interpreted
+def test_tiles_merged_here_or_by_another_launch_give_the_same_bits(tuned, launches):
+    x, w = torch.randn(9, 50, generator=gen(4)), torch.randn(100, 50, generator=gen(5))
+    x[4, 2] = float("nan")
+    tuned(row_classes=0, tile_classes=16, tile_features=64)
+    here = ops.exit_step(x, w, None, "none", threshold=0.2, **ON)
+    assert launches == ["head_kernel"]
+    tuned(row_classes=0, wide_classes=0, vocabulary_classes=32, vocabulary_features=64)
+    there = ops.exit_step(x, w, None, "none", threshold=0.2, **ON)
+    assert launches[1:] == ["head_kernel", "merge_kernel"]
+    for a, b in zip(here.stats[:5], there.stats[:5], strict=True):
+        assert torch.equal(a.nan_to_num(-9.0), b.nan_to_num(-9.0))
+    assert torch.equal(here.index, there.index) and here.label[4] == -1 and not here.exits[4]
+
+
+@interpreted
+@pytest.mark.parametrize("classes,most", [(10, 1), (1000, 1), (1024, 1), (3000, 2)])
+def test_launches_of_an_exit_step(launches, classes, most):
+    x, w = torch.randn(3, 32, generator=gen(6)), torch.randn(classes, 32, generator=gen(7))
+    out = ops.exit_step(x, w, None, "none", ops.Norm("rms"), **ON)
+    assert len(launches) == most and out.logits is None
+    ops.exit_step(torch.randn(2, 32, 2, 2), w, **ON)
+    assert len(launches) == 2 * most  # pooling this little again for every tile costs less than a launch
+
+
+@interpreted
+@pytest.mark.parametrize("x_type,w_type", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.bfloat16, torch.float32), (torch.float16, "int8")])
+def test_narrow_types_are_widened_exactly(x_type, w_type):
+    x, w = torch.randn(4, 40, generator=gen(8)).to(x_type), torch.randn(30, 40, generator=gen(9))
+    weight = ops.quantize_rows(w) if w_type == "int8" else w.to(w_type)
+    got = ops.exit_head(x, weight, None, "none", logits=True, **ON)
+    full = ops.dequantize_rows(weight) if w_type == "int8" else weight
+    assert torch.allclose(got.logits.double(), x.double() @ full.double().T, atol=2e-5)
+
+
+@interpreted
+def test_a_head_over_nothing_and_in_any_count_of_tiles(tuned):
+    tuned(**SMALL_TILES)
+    out = ops.exit_step(torch.zeros(0, 4), torch.zeros(20, 4), None, "none", **ON)
+    assert out.count == 0 and out.index.shape == (0,) and out.stats.lse.shape == (0,)
+
+
+@interpreted
+@pytest.mark.parametrize("format", ["int8", "int4", "fp8_e4m3", "bf16"])
+def test_a_pack_leaves_the_rest_of_its_buffer_alone(format, monkeypatch):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype=None, **k: empty(*size, dtype=dtype, **k).fill_(77) if dtype == torch.uint8 else empty(*size, dtype=dtype, **k))
+    x, w = torch.randn(6, 8, generator=gen(10)), torch.eye(8)[:3] * 3
+    out = ops.exit_pack(x, w, None, "none", threshold=0.6, format=format, **ON)
+    assert 0 < out.count < 6 and out.wire.data_ptr() == out.buffer.data_ptr() and (out.buffer[out.wire.numel() :] == 77).all()
+    want = ops.quantize_rows(x[out.index[: out.count]], format, backend="reference")
+    assert torch.equal(out.packed.data.view(torch.uint8), want.data.view(torch.uint8)) and torch.equal(out.packed.scale, want.scale)
+
+
+@interpreted
+def test_every_fp8_code_and_the_values_between():
+    codes = torch.arange(256, dtype=torch.uint8)
+    values = codes.view(torch.float8_e4m3fn).float()
+    back = ops.dequantize_rows(ops.QuantizedRows(codes.view(torch.float8_e4m3fn)[None], torch.ones(1), "fp8_e4m3", None, (1, 256)), **ON)
+    assert torch.equal(back[0].nan_to_num(999.0), values.nan_to_num(999.0)) and torch.equal(back[0].signbit(), values.signbit())
+    grid = torch.cat([values[:127], values[128:255]])
+    row = torch.cat([grid, (grid[:-1] + grid[1:]) / 2, (grid * 1.01).clamp(-448, 448), torch.tensor([448.0])])[None]
+    q = ops.quantize_rows(row, "fp8_e4m3", **ON)
+    assert q.scale.item() == 1.0 and torch.equal(q.data.view(torch.uint8), row.to(torch.float8_e4m3fn).view(torch.uint8))
+
+
+@interpreted
+def test_the_last_of_several_rows_for_one_place_wins():
+    out = ops.scatter_rows(torch.zeros(4, 3), torch.tensor([2, 0, 2, 2]), torch.arange(12.0).view(4, 3), **ON)
+    assert out.tolist() == [[3, 4, 5], [0, 0, 0], [9, 10, 11], [0, 0, 0]]
+
+
+@interpreted
+def test_compaction_by_several_programs(tuned):
+    tuned(compact_single=100, compact_block=64)
+    for size in (100, 101, 5000):
+        mask = torch.rand(size, generator=gen(size)) < 0.5
+        assert_compacted(*ops.compact(mask, **ON), mask)
+        assert_compacted(*ops.compact(torch.stack([mask, mask], 1)[:, 0], **ON), mask)
+
+
+@interpreted
+@pytest.mark.parametrize("change", [(8, 200), (9, 3), (16, 255), (20, 1), (23, 128), (40, 7), (47, 9), (48, 200), (-1, 3)])
+def test_damaged_planes_raise_like_the_reference(change):
+    data = ops.pack_planes(torch.randn(1500, generator=gen(11)).relu(), backend="reference").data
+    at, value = change
+    data[at] = value
+    results = []
+    for backend in ("triton", "reference"):
+        try:
+            results.append(ops.unpack_planes(data, backend=backend).view(torch.int32))
+        except ValueError as why:
+            results.append(str(why))
+    assert results[0] == results[1] if isinstance(results[0], str) or isinstance(results[1], str) else torch.equal(*results)
