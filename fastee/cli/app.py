@@ -219,6 +219,52 @@ def calibrate(
 
 
 @app.command()
+def plan(
+    what: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile.json of `fastee profile`; with --device: vgg16, resnet18, resnet50 or mobilenet_v2.")],
+    cluster: Annotated[Path | None, typer.Option("--cluster", help="A cluster.toml; default: the profile's own nodes.", exists=True, dir_okay=False)] = None,
+    kind: Annotated[str, typer.Option(help="auto, pipeline, joint or spatial.")] = "auto",
+    objective: Annotated[str, typer.Option(help="latency, throughput or cost.")] = "latency",
+    deadline: Annotated[float | None, typer.Option(help="Seconds that the expected latency may take.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Largest expected loss of accuracy.")] = None,
+    leave: Annotated[list[float] | None, typer.Option("--leave", help="Share of the tasks that an exit answers; once per exit, in order.")] = None,
+    loss: Annotated[list[float] | None, typer.Option("--loss", help="Accuracy that such a task loses; once per exit, in order.")] = None,
+    memory: Annotated[list[float] | None, typer.Option("--memory", help="Bytes of a segment; once per segment, in order.")] = None,
+    source: Annotated[str | None, typer.Option(help="The node that holds the input. Default: the first.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="One of the profile's batch sizes.")] = 1,
+    quantile: Annotated[float | None, typer.Option(help="Plan with every segment at this quantile, e.g. 0.95.")] = None,
+    device: Annotated[list[str] | None, typer.Option("--device", help="Spatial: xavier, tx2, nano or pi; once per provider.")] = None,
+    link: Annotated[str, typer.Option("--link", help="Spatial: every provider's access.")] = "100mbit 1ms",
+    json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the plan as JSON to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a PNG to this file (not for spatial plans).")] = None,
+) -> None:
+    """Which node runs what, with which codec and which exits, and why; or with --device, which rows of a CNN."""
+    from fastee.planning import ClusterSpec
+    from fastee.planning.spatial import NETS
+    from fastee.report.planning import plan_plot
+
+    if device or kind == "spatial":
+        if what not in NETS:
+            raise typer.BadParameter(f"expected one of {', '.join(NETS)}, got {what!r}{did_you_mean(what, NETS)}", param_hint="PROFILE")
+        if plot is not None:
+            raise typer.BadParameter("a spatial plan has no plot", param_hint="--plot")
+        made = fastee.plan(NETS[what](), device or [], kind="spatial", links=link)
+    else:
+        if not Path(what).is_file():
+            raise typer.BadParameter(f"no such file: {what!r}; `fastee profile` writes one", param_hint="PROFILE")
+        prof = fastee.Profile.load(what)
+        made = fastee.plan(
+            prof, None if cluster is None else ClusterSpec.load(cluster), fastee.QoS(deadline=deadline, max_drop=max_drop), kind, objective=objective,
+            exit_probability=leave or None, exit_loss=loss or None, segment_memory=memory or None, source=0 if source is None else source, batch=batch,
+            quantile=quantile)  # fmt: skip
+    typer.echo(made.to_json().decode() if json_ else made.explain())
+    if out is not None:
+        made.save(out)
+    if plot is not None:
+        plot.write_bytes(plan_plot(made))
+
+
+@app.command()
 def sim(
     spec: Annotated[Path, typer.Argument(help="A SPEC.toml; examples/sim has some.", exists=True, dir_okay=False, readable=True)],
     policy: Annotated[list[str] | None, typer.Option("--policy", help="Instead of the spec's own; may be repeated to compare.")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,16 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Return in words and numbers what was chosen, why, and what it beat."""
         return explain.text(self)
 
-    def check(self, prof: Profile) -> None:
-        """Raise CheckpointMismatch unless this plan was made for the network of `prof`, with that many segments."""
+    def check(self, prof: Profile, nodes: Sequence[str] | None = None) -> None:
+        """Raise CheckpointMismatch unless this plan was made for the network of `prof`, with that many segments, and everyone it needs is among `nodes`
+        (None: not asked)."""
         if self.fingerprint != prof.fingerprint:
             raise CheckpointMismatch(f"plan: made for the network {self.fingerprint!r}, the profile is of {prof.fingerprint!r}; plan again")
         if len(self.place) != prof.num_segments:
             raise CheckpointMismatch(f"plan: places {len(self.place)} segments, the profile has {prof.num_segments}; plan again")
+        for name in (self.source, *self.place) if nodes is not None else ():
+            if name not in nodes:
+                raise CheckpointMismatch(f"plan: node {name!r} has left, there are {list(nodes)}; plan again")
 
     def to_json(self) -> bytes:
         """The plan as JSON (UTF-8)."""
@@ -175,8 +179,8 @@ def plan(
         prof: measured costs. cluster: nodes and links (None: the profile's own). qos: its deadline bounds the expected latency, its
             `max_drop` the expected accuracy loss.
         kind: ``pipeline`` leaves every exit of `exit_probability` on; ``joint`` also chooses which exits are on; ``auto`` is joint where
-            `exit_probability` is given, else pipeline; ``spatial`` splits the rows of a CNN (`fastee.planning.spatial.plan_spatial`; `prof` is then its
-            Net, `cluster` its devices, further arguments go there).
+            `exit_probability` is given, else pipeline, and spatial where `prof` is a Net; ``spatial`` splits the rows of a CNN
+            (`fastee.planning.spatial.plan_spatial`; `prof` is then its Net, `cluster` its devices, and `links` and further arguments go there).
         objective: ``latency``; ``throughput`` (contiguous stages on distinct nodes; the busiest node or link); ``cost`` (`weights` over ``seconds`` of the
             task, ``money`` = node price x compute seconds, ``energy`` = watts x compute seconds, ``bytes`` sent; default money alone).
         exit_probability: [K] share of the tasks reaching an exit that it answers, taken as independent of which other exits are on.
@@ -196,10 +200,11 @@ def plan(
     """
     if kind not in KINDS:
         raise ValueError(f"plan: kind must be one of {', '.join(KINDS)}, got {kind!r}{did_you_mean(str(kind), KINDS)}")
-    if kind == "spatial":
-        from fastee.planning.spatial import plan_spatial
+    if kind == "spatial" or (kind == "auto" and not isinstance(prof, Profile)):
+        from fastee.planning.spatial import Net, plan_spatial
 
-        return plan_spatial(prof, cluster, **spatial)
+        if kind == "spatial" or isinstance(prof, Net):
+            return plan_spatial(prof, cluster, **spatial)
     if spatial:
         raise TypeError(f"plan: unknown argument {next(iter(spatial))!r} for kind {kind!r}")
     if kind == "auto":

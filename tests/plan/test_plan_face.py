@@ -14,6 +14,7 @@ import fastee
 from fastee.errors import BackendUnavailable, CheckpointMismatch
 from fastee.planning import ClusterSpec, NodeSpec, NoPlan, Plan, Replanner, plan
 from fastee.planning import problem as edge
+from fastee.planning.spatial import vgg16
 from fastee.scheduling import QoS
 
 
@@ -140,6 +141,9 @@ def test_save_and_load(tmp_path):
         Plan.load(tmp_path / "plan.json", two(fingerprint="net-b"))
     with raises(CheckpointMismatch, "plan: places 3 segments, the profile has 2; plan again"):
         made.check(two(run=[[0.01, 0.001]] * 2, wire=[[1.0]] * 2))
+    made.check(P, ("cloud", "mobile"))
+    with raises(CheckpointMismatch, "plan: node 'cloud' has left, there are ['mobile']; plan again"):
+        made.check(P, ["mobile"])
     lonely = ClusterSpec([NodeSpec("mobile"), NodeSpec("cloud")], {})
     unreachable = plan(P, lonely)
     assert unreachable.alternatives[1].value is None and Plan.from_json(unreachable.to_json()) == unreachable
@@ -217,6 +221,17 @@ def test_hostile_toml_is_refused(text):
 def test_links_of_the_profile_serve_where_the_cluster_gives_none():
     assert plan(P, spec()).value == plan(P).value
     assert plan(P, ClusterSpec([NodeSpec("mobile"), NodeSpec("cloud")], {})).place == ("mobile",) * 3
+
+
+def test_a_net_is_split_by_rows():
+    net = vgg16(32)
+    ask = dict(links="50mbit 0ms", effort=20_000)
+    auto = plan(net, ["xavier", "nano"], **ask)
+    assert auto.volumes[-1] == len(net.layers) and auto.latency == plan(net, ["xavier", "nano"], kind="spatial", **ask).latency
+    with raises(TypeError, "net must be a Net (see vgg16, extract), got Profile"):
+        plan(P, ["xavier"], kind="spatial", links="50mbit 0ms")
+    with raises(ValueError, "devices must hold 1..256 providers, got 0"):
+        plan(net, [], **ask)
 
 
 def test_weights_move_the_cost_plan():
