@@ -1,9 +1,11 @@
-"""The spatial planner: plans per group and rate beside every baseline, the substitute and (FASTEE_BENCH_OSDS=episodes) OSDS; its times; its gap to the optimum."""
+"""The spatial planner: plans per group and rate beside every baseline, the substitute and OSDS (FASTEE_BENCH_OSDS=episodes trains it, FASTEE_BENCH_OSDS_AGENTS=folder takes
+the agents saved there as <group>-<Mbit/s>.pt); its times; its gap to the optimum."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from fastee import native
 from fastee.planning.spatial import BASELINES, SpatialPlanner, vgg16
@@ -22,16 +24,20 @@ RATES = (50e6, 200e6, 300e6)
 
 def table(osds_episodes: int = 0, seed: int = 0) -> list[dict]:
     """Images per second under the latency model for every group and rate: ours, each baseline, cross-entropy and, if asked, OSDS."""
-    from fastee.planning.spatial.osds import train
+    from fastee.planning.spatial.osds import Osds, train
 
-    rows = []
+    rows, agents = [], os.environ.get("FASTEE_BENCH_OSDS_AGENTS")
     for group, devices in GROUPS.items():
         for rate in RATES:
             planner = SpatialPlanner(vgg16(), devices, rate, seed=seed)
             ours = planner.plan("search", seed=seed)
             found = {name: planner.baseline(name).latency for name in BASELINES}
             rest = {"cross_entropy": planner.plan("cross_entropy", seed=seed).latency}
-            if osds_episodes:
+            saved = Path(agents or "") / f"{group.replace(' ', '_')}-{rate / 1e6:.0f}.pt"
+            if agents and saved.exists():
+                agent = Osds.load(saved, planner)
+                rest[f"osds ({agent.episode} episodes)"] = agent.best_latency
+            elif osds_episodes:
                 rest["osds"] = train(planner, seed=seed, episodes=osds_episodes).latency
             best = min(found, key=found.get)
             losers = [name for name, t in {**found, **rest}.items() if t < ours.latency]
@@ -58,7 +64,7 @@ def cases(ctx: Context) -> Iterator[Group]:
         note = f"{row['ours']:.1f} images/s, {row['ratio']:.2f}x the best baseline ({row['best']})"
         cold = lambda devices=devices, rate=rate: SpatialPlanner(net, devices, rate).plan("search")
         entropy = lambda devices=devices, rate=rate: SpatialPlanner(net, devices, rate).plan("cross_entropy")
-        others = ", ".join(f"{k} {row[k]:.1f}" for k in (*BASELINES, "osds") if k in row)
+        others = ", ".join(f"{k} {row[k]:.1f}" for k in row if k in BASELINES or k.startswith("osds"))
         yield Group("spatial_plan", f"vgg16, {row['group']}, {row['mbit']:.0f} Mbit/s", "cold",
                     [Case("fastee", cold, note=note), Case("cross_entropy", entropy, note=f"{row['cross_entropy']:.1f} images/s; {others}")],
                     baseline="cross_entropy", per_call=True, bars=("<= 50 ms",))  # fmt: skip

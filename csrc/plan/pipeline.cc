@@ -375,7 +375,7 @@ struct Pipeline::Search {
     for (int e = s; e < p.segments; ++e) {
       const double run = p.run[tables.at(e, n)];
       memory += p.memory[e];
-      if (std::isinf(run) || memory > p.room[n]) break;
+      if ((std::isinf(run) && weight > 0) || memory > p.room[n]) break;
       load += weighted(weight, run + least_head(e, n));
       weight *= least_inside(e);
       if (load >= least) break;
@@ -408,7 +408,7 @@ struct Pipeline::Search {
     const uint64_t* visited = stages ? &seen[static_cast<size_t>(parent) * words] : nullptr;
     for (int n = 0; n < p.nodes; ++n) {
       const double run = p.run[tables.at(s, n)];
-      if (std::isinf(run)) continue;
+      if (std::isinf(run) && from.weight > 0) continue;
       const bool started = stages && (visited[n / 64] >> (n % 64) & 1) != 0;
       const bool stay = n == from.node;
       if (stages && started && !stay) continue;
@@ -437,7 +437,7 @@ struct Pipeline::Search {
           }
           end = first + 1;
         }
-        if (!(p.bandwidth[tables.pair(from.node, n)] > 0)) continue;
+        if (from.weight > 0 && !(p.bandwidth[tables.pair(from.node, n)] > 0)) continue;  // nothing crosses behind an exit that answers all
       }
       for (int codec = first; codec < end; ++codec) step(from, parent, s, n, codec, run, last, stay, out);
     }
