@@ -54,8 +54,8 @@ FASTEE_INLINE void write(const HeadArgs& a, int64_t b, const Stats& s) {
   if (a.exits) a.exits[b] = u >= a.threshold && a.threshold != kInf;  // NaN compares false: it never exits
 }
 
-template <bool Second, typename T>
-FASTEE_INLINE void head_rows(const HeadArgs& a, const T* weight, const float* features, int64_t fs, int64_t first, int64_t rows, float* memory, State* states, float* lanes) {
+template <bool Second>
+FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t fs, int64_t first, int64_t rows, float* memory, State* states, float* lanes) {
   const bool panels = rows >= kPanelLeastRows && a.classes >= kPanel;
   const int64_t classes = round16(a.classes < kClassTile ? a.classes : kClassTile);
   float *tile_memory = memory, *packed = memory + rows * classes, *panel = packed + rows * packed_row(a.x.features);
@@ -65,10 +65,12 @@ FASTEE_INLINE void head_rows(const HeadArgs& a, const T* weight, const float* fe
     float* z = a.logits ? a.logits + first * a.classes + c : tile_memory;
     const int64_t zs = a.logits ? a.classes : round16(n);
     const Finish finish = Finish{a.weight_scale, a.bias}.from(c);
-    const T* w = weight + c * a.weight_stride;
     const int64_t whole = panels ? n / kPanel * kPanel : 0;
-    if (whole) linear_panels(packed, rows, w, whole, a.weight_stride, a.x.features, finish, z, zs, panel);
-    if (whole < n) linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, finish.from(whole), z + whole, zs, lanes);
+    with_weight(a.weight_element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+      const T* w = static_cast<const T*>(a.weight) + c * a.weight_stride;
+      if (whole) linear_panels(packed, rows, w, whole, a.weight_stride, a.x.features, finish, z, zs, panel);
+      if (whole < n) linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, finish.from(whole), z + whole, zs, lanes);
+    });
     for (int64_t r = 0; r < rows; ++r) {
       const State s = tile_state<Second>(z + r * zs, n, a.inverse_temperature);
       states[r] = c ? merge(states[r], s, c) : s;
@@ -95,13 +97,10 @@ static void exit_head(const HeadArgs& a) {
       if (a.norm)
         for (int64_t r = 0; r < rows; ++r) normalize(a, pooled + r * fs, a.x.features);
     }
-    with_weight(a.weight_element, [&]<typename T>(const T*) FASTEE_LAMBDA {
-      const T* weight = static_cast<const T*>(a.weight);
-      if (a.entropy_p2)
-        head_rows<true>(a, weight, features, fs, first, rows, tile_memory, states, lanes);
-      else
-        head_rows<false>(a, weight, features, fs, first, rows, tile_memory, states, lanes);
-    });
+    if (a.entropy_p2)
+      head_rows<true>(a, features, fs, first, rows, tile_memory, states, lanes);
+    else
+      head_rows<false>(a, features, fs, first, rows, tile_memory, states, lanes);
   }
 }
 }  // namespace fastee::cpu::FASTEE_ISA
