@@ -576,6 +576,8 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     cdef View vx, vw, vb, vnw, vnb, vm, vs
     cdef fastee_head head
     cdef fastee_head_out out
+    cdef int64_t work, elements = 1
+    cdef int at
     cdef int64_t count = 0
     cdef HeadResult r
     cdef Py_ssize_t rows, size
@@ -650,8 +652,11 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         kept.size[0], kept.at_scale, kept.at_data = count, offset, offset + 4 * kept.groups() * count
         (<PackResult> r).packed, r.count = kept, count
         return r
-    # Taking and releasing the GIL costs about 60 ns: not worth it below some 5 us of work.
-    if rows * vw.t.shape[0] * vw.t.shape[1] > 200000:
+    # Taking and releasing the GIL costs about 60 ns: not worth it below some 5 us of multiply-adds and elements to pool.
+    work = rows * vw.t.shape[0] * vw.t.shape[1]
+    for at in range(vx.t.ndim):
+        elements *= vx.t.shape[at]
+    if work + elements > 200000:
         with nogil:
             status = fastee_exit_head(&vx.t, &head, &out, NULL)
     else:

@@ -20,16 +20,21 @@ const void* past_elements(const void* p, int element, int64_t n) {
   return static_cast<const char*>(p) + n * size;
 }
 
+template <typename Args>
+void skip_stats(Args& a, int64_t rows) {
+  a.label += rows;
+  a.max_prob = past(a.max_prob, rows);
+  a.margin = past(a.margin, rows);
+  a.entropy = past(a.entropy, rows);
+  a.lse = past(a.lse, rows);
+  a.entropy_p2 = past(a.entropy_p2, rows);
+}
+
 cpu::HeadArgs slice(cpu::HeadArgs a, int64_t first, int64_t last) {
   a.x.data = past_elements(a.x.data, a.x.element, first * a.x.row_stride);
   a.x.rows = last - first;
   a.x.mask = past(a.x.mask, first * a.x.mask_stride);
-  a.label += first;
-  a.max_prob = past(a.max_prob, first);
-  a.margin = past(a.margin, first);
-  a.entropy = past(a.entropy, first);
-  a.lse = past(a.lse, first);
-  a.entropy_p2 = past(a.entropy_p2, first);
+  skip_stats(a, first);
   a.confidence = past(a.confidence, first);
   a.logits = past(a.logits, first * a.classes);
   a.exits = past(a.exits, first);
@@ -61,12 +66,7 @@ void row_stats(const cpu::RowStatsArgs& args) {
     cpu::RowStatsArgs a = args;
     a.logits = past_elements(a.logits, a.element, first * a.row_stride);
     a.rows = last - first;
-    a.label += first;
-    a.max_prob = past(a.max_prob, first);
-    a.margin = past(a.margin, first);
-    a.entropy = past(a.entropy, first);
-    a.lse = past(a.lse, first);
-    a.entropy_p2 = past(a.entropy_p2, first);
+    skip_stats(a, first);
     k.row_stats(a);
   });
 }

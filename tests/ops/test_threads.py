@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -64,6 +65,38 @@ def test_python_threads_may_call_together(threads):
     for caller in callers:
         caller.join(60)
     assert not wrong and not any(caller.is_alive() for caller in callers)
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["product", "pool"])
+def test_a_long_call_lets_other_python_threads_run(threads, pooled):
+    threads(1)
+    x = torch.randn(16, 64, 128, 128) if pooled else torch.randn(64, 4096)
+    weight = torch.randn(2, 64) if pooled else torch.randn(1000, 4096)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(1e-4)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # who holds the interpreter keeps it: a tick inside a call proves that the call let go of it
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    try:
+        inside = 0
+        for _ in range(50):
+            start = time.perf_counter()
+            fastee.ops.exit_head(x, weight, None, pool="mean" if pooled else "none")
+            end = time.perf_counter()
+            inside += sum(start < t < end for t in ticks)
+            if inside > 5:
+                break
+    finally:
+        stop.set()
+        ticker.join()
+        sys.setswitchinterval(interval)
+    assert inside > 5
 
 
 def test_a_small_call_starts_no_thread():
