@@ -35,7 +35,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     p.add_argument("ops", nargs="+", metavar="op", help="see list; 'all' for every one")
     p.add_argument("--cold", action="store_true", help="inputs from memory: more of them than twice the last-level cache holds")
     p.add_argument("--instructions", action="store_true", help="also count instructions per call under callgrind")
-    p.add_argument("--against", default="torch,compile", help=f"comma separated: {', '.join([*OWN, *peers.names()])} (default: torch,compile)")
+    p.add_argument(
+        "--against", default="torch,compile", help=f"comma separated: {', '.join([*OWN, *peers.names()])} (default: torch,compile)"
+    )
     timed(p)
     p = sub.add_parser("peers", help="other people's programs beside fastee, each in an environment of its own, .peers/<peer>")
     act = p.add_subparsers(dest="act", required=True)
@@ -48,7 +50,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     p.add_argument("old", type=Path)
     p.add_argument("new", type=Path)
     p.add_argument("--tolerance", type=float, default=1.15, help="factor that counts as noise (default 1.15)")
-    for verb, text in (("plot", "draw plots from the rows"), ("table", "rewrite the tables of docs/benchmarks.md and README.md from the rows")):
+    for verb, text in (
+        ("plot", "draw plots from the rows"),
+        ("table", "rewrite the tables of docs/benchmarks.md and README.md from the rows"),
+    ):
         p = sub.add_parser(verb, help=text)
         p.add_argument("--results", **results)
     p = sub.add_parser("papers", help="the systems of the literature beside ours: list | run SYSTEM... | table")
@@ -66,7 +71,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def against(text: str, ops: list[str]) -> tuple[tuple[str, ...], dict[str, list[str]]]:
-    """Return fastee's own providers and, per peer, the ops to time it on, of an ``--against`` list; ``ValueError`` names a word that is neither."""
+    """Return fastee's own providers and, per peer, the ops to time it on, of an ``--against`` list, else a ``ValueError``."""
     own, others = [], {}
     for word in text.split(","):
         if word in OWN:
@@ -89,7 +94,12 @@ def run_peers(which: dict[str, list[str]], a: argparse.Namespace, save: Path | N
     rows = []
     for name, ops in which.items():
         err.print(f"[bold]{name}[/bold]")
-        made = peers.run(name, [a.shapes, "quick" if a.quick else "full", *ops], emit, lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True))
+        made = peers.run(
+            name,
+            [a.shapes, "quick" if a.quick else "full", *ops],
+            emit,
+            lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
         if save and made:
             append_rows(save / f"{made[0].machine.slug}.jsonl", made)
         rows += made
@@ -120,7 +130,13 @@ def act(a: argparse.Namespace, err: Console) -> int:
             ops = runner.ops() if a.ops == ["all"] else a.ops
             cases = {op: runner.load(op) for op in ops}  # a wrong name fails before anything is timed
             own, which = against(a.against, ops)
-            rows = runner.run(cases, Context(a.quick, a.shapes, own, regime="cold" if a.cold else "warm"), save, err, emit, a.command, a.instructions) if own or not which else []
+            rows = (
+                runner.run(
+                    cases, Context(a.quick, a.shapes, own, regime="cold" if a.cold else "warm"), save, err, emit, a.command, a.instructions
+                )
+                if own or not which
+                else []
+            )
         else:
             which = {name: [*peers.module(name).CASES] for name in (peers.names() if a.peers == ["all"] else a.peers)}
         rows += run_peers(which, a, save, emit, err)

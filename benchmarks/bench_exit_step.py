@@ -56,7 +56,7 @@ def check(shape: Shape, ours, theirs) -> None:
         raise RuntimeError(f"{shape}: fastee and torch disagree: {ours.confidence[:4].tolist()} against {theirs[1][:4].tolist()}")
 
 
-def group(ctx: Context, op: str, shape: Shape, regime: str = "", bars: tuple[str, ...] = (), compiled: bool = False, extra: bool = False) -> Group:
+def group(ctx: Context, op: str, shape: Shape, regime="", bars: tuple[str, ...] = (), compiled=False, extra=False) -> Group:
     gen = torch.Generator().manual_seed(ctx.seed)
     weight = torch.randn(shape.C, shape.D, generator=gen) / shape.D**0.5
     bias = torch.randn(shape.C, generator=gen)
@@ -78,7 +78,8 @@ def group(ctx: Context, op: str, shape: Shape, regime: str = "", bars: tuple[str
         cases.append(Case("torch_stats", partial(eager_stats, pool=POOLS[shape.pool]), inputs, note="eager, all five statistics"))
     return Group(
         op, str(shape), "fp32", cases, bytes=4 * (shape.read + weight.numel() + bias.numel()),
-        flops=2 * shape.B * shape.D * shape.C + shape.read, working_set=len(inputs) * nbytes + 4 * weight.numel(), regime=regime or "warm", bars=bars,
+        flops=2 * shape.B * shape.D * shape.C + shape.read, working_set=len(inputs) * nbytes + 4 * weight.numel(),
+        regime=regime or "warm", bars=bars,
     )  # fmt: skip
 
 

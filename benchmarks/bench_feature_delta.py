@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 import fastee
-from fastee.testing.bench import Case, Context, Group
+from fastee.testing.bench import Context, Group
 
 SHAPES = {"headline": [(1, 64, 7, 7)], "small": [(1, 64, 7, 7), (32, 64, 7, 7), (32, 16, 28, 28), (1, 128, 768)]}
 SHAPES["all"] = [*SHAPES["small"], (1, 768), (256, 64, 7, 7), (8, 128, 768)]
@@ -25,8 +25,12 @@ def cases(ctx: Context) -> Iterator[Group]:
         inputs = ctx.rotate(lambda i, a=a, noise=noise: (a, a + 0.1 * (i + 1) * noise), 8 * a.numel())
         if not torch.allclose(fastee.ops.feature_delta(*inputs[0]), eager(*inputs[0]), atol=1e-5):
             raise RuntimeError(f"{shape}: fastee and torch disagree")
-        providers = [Case("fastee", fastee.ops.feature_delta, inputs, note=fastee.explain("feature_delta", *inputs[0]).chosen), Case("torch", eager, inputs, note="eager")]
-        if not ctx.quick and ctx.shapes == "small":
-            providers.append(ctx.compiled(eager, inputs))
-        providers += ctx.backends(fastee.ops.feature_delta, inputs)
-        yield Group("feature_delta", "x".join(map(str, shape)), "fp32", providers, bytes=8 * a.numel(), working_set=20 * a.numel(), bars=(">= 1x torch",))
+        yield Group(
+            "feature_delta",
+            "x".join(map(str, shape)),
+            "fp32",
+            ctx.usual(fastee.ops.feature_delta, eager, inputs),
+            bytes=8 * a.numel(),
+            working_set=20 * a.numel(),
+            bars=(">= 1x torch",),
+        )

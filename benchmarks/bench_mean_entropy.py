@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import fastee
-from fastee.testing.bench import Case, Context, Group
+from fastee.testing.bench import Context, Group
 
 SHAPES = {"headline": [(1, 100, 32)], "small": [(1, 100, 32), (8, 100, 32), (1, 100, 1000), (8, 100, 1000)]}
 SHAPES["all"] = [*SHAPES["small"], (1, 1500, 32), (1, 16, 32_000)]
@@ -27,9 +27,13 @@ def cases(ctx: Context) -> Iterator[Group]:
         inputs = ctx.rotate(lambda i, z=base, m=mask: (z + 0.01 * i, m), 4 * base.numel())
         if not torch.allclose(fastee.ops.mean_entropy(*inputs[0]), eager(*inputs[0]), atol=1e-4):
             raise RuntimeError(f"{B}x{T}x{C}: fastee and torch disagree")
-        providers = [Case("fastee", fastee.ops.mean_entropy, inputs, note=fastee.explain("mean_entropy", *inputs[0]).chosen), Case("torch", eager, inputs, note="eager")]
-        if not ctx.quick and ctx.shapes == "small":
-            providers.append(ctx.compiled(eager, inputs))
-        providers += ctx.backends(fastee.ops.mean_entropy, inputs)
         read = 4 * C * int(mask.sum())
-        yield Group("mean_entropy", f"{B}x{T}x{C}", "fp32", providers, bytes=read, working_set=16 * B * T * C, bars=(">= 1x torch",))
+        yield Group(
+            "mean_entropy",
+            f"{B}x{T}x{C}",
+            "fp32",
+            ctx.usual(fastee.ops.mean_entropy, eager, inputs),
+            bytes=read,
+            working_set=16 * B * T * C,
+            bars=(">= 1x torch",),
+        )

@@ -53,5 +53,14 @@ def cases(ctx: Context) -> Iterator[Group]:
         providers = [Case("fastee", ours, inputs), Case("one_thread", alone(ours), inputs, note="the same call on one thread")]
         if eager is not None:
             providers.append(Case("torch", eager, inputs, note=f"eager, {THREADS} threads"))
-        yield Group(op, f"{shape}, {THREADS} threads", "fp32", providers, baseline="one_thread", bytes=nbytes, working_set=nbytes, threads=THREADS,
-                    bars=(">= 1x one_thread", *((">= 1x torch",) if eager else ())))  # fmt: skip
+        yield Group(
+            op,
+            f"{shape}, {THREADS} threads",
+            "fp32",
+            providers,
+            baseline="one_thread",
+            bytes=nbytes,
+            working_set=nbytes,
+            threads=THREADS,
+            bars=(">= 1x one_thread", *((">= 1x torch",) if eager else ())),
+        )

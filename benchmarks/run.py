@@ -58,10 +58,15 @@ def count_all(op: str, shapes: str) -> None:
 
 
 def run(
-    cases: dict[str, Callable[[Context], Iterator[Group]]], ctx: Context, results: Path | None, console: Console, emit: Callable[[Row], None],
-    command: str | None = None, with_instructions: bool = False,
-) -> list[Row]:  # fmt: skip
-    """Time the groups of every op, hand each row to `emit` as it is made, append rows to ``<results>/<machine>.jsonl`` unless `results` is None."""
+    cases: dict[str, Callable[[Context], Iterator[Group]]],
+    ctx: Context,
+    results: Path | None,
+    console: Console,
+    emit: Callable[[Row], None],
+    command: str | None = None,
+    with_instructions: bool = False,
+) -> list[Row]:
+    """Time the groups of every op, hand each row to `emit` as it is made, append them to ``<results>/<machine>.jsonl`` (None: nowhere)."""
     here, roofs, rows = machine(command), Roofs(0.02 if ctx.quick else 0.05), []
     seconds, warmup = (0.1, 0.05) if ctx.quick or ctx.shapes == "all" else (0.6, 0.2)
     # drawn between the groups only: a thread that refreshes the bar would be timed with them
@@ -85,7 +90,8 @@ def run(
                 for row in made:
                     row.instructions = counts.get((row.op, row.shape, row.regime, row.provider))
                     if with_instructions:
-                        row.instructions_note = reason or ("callgrind; it hides AVX-512" if row.instructions else "not counted for this provider or size")
+                        counted = "callgrind; it hides AVX-512" if row.instructions else "not counted for this provider or size"
+                        row.instructions_note = reason or counted
                     emit(row)
                 if results:
                     append_rows(results / f"{here.slug}.jsonl", made)
@@ -98,11 +104,16 @@ def show(rows: list[Row], console: Console) -> None:
     """Print rows and every bar's verdict."""
     fmt = lambda v, spec: "" if v is None else format(v, spec)
     columns = {
-        "p50 us": [fmt(r.p50_us, ".3f") for r in rows], "p99 us": [fmt(r.p99_us, ".3f") for r in rows], "min us": [fmt(r.min_us, ".3f") for r in rows],
-        "speed-up": [fmt(r.speedup, ".2f") + "x" * (r.speedup is not None) for r in rows], "ratio": [fmt(r.ratio, ".3f") for r in rows],
-        "GB/s": [fmt(r.gbps, ".2f") for r in rows], "floor us": [fmt(r.floor_us, ".3f") for r in rows],
-        "of roof": [fmt(r.roof_share, ".0%") for r in rows], "instr": [fmt(r.instructions, ",.0f") for r in rows],
-    }  # fmt: skip
+        "p50 us": [fmt(r.p50_us, ".3f") for r in rows],
+        "p99 us": [fmt(r.p99_us, ".3f") for r in rows],
+        "min us": [fmt(r.min_us, ".3f") for r in rows],
+        "speed-up": [fmt(r.speedup, ".2f") + "x" * (r.speedup is not None) for r in rows],
+        "ratio": [fmt(r.ratio, ".3f") for r in rows],
+        "GB/s": [fmt(r.gbps, ".2f") for r in rows],
+        "floor us": [fmt(r.floor_us, ".3f") for r in rows],
+        "of roof": [fmt(r.roof_share, ".0%") for r in rows],
+        "instr": [fmt(r.instructions, ",.0f") for r in rows],
+    }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("op", "shape", "provider"):

@@ -101,7 +101,8 @@ def _losses(rows: list[Row]) -> list[str]:
             if r.speedup > ours.speedup:
                 out.append(f"{where}: {r.provider} is {r.speedup / ours.speedup:.2f}x as fast")
             if r.ratio is not None and ours.ratio is not None and r.ratio < ours.ratio:
-                out.append(f"{where}: {r.provider} reaches {r.ratio:.3f}, fastee {ours.ratio:.3f}, at {ours.speedup / r.speedup:.1f}x the speed")
+                fast = ours.speedup / r.speedup
+                out.append(f"{where}: {r.provider} reaches {r.ratio:.3f}, fastee {ours.ratio:.3f}, at {fast:.1f}x the speed")
     return out
 
 
@@ -130,7 +131,7 @@ def peers(results: Path) -> str:
 
 
 def headline(results: Path) -> str:
-    """Return the short table of the README, of the machine measured last: the value beside every bar but the many "not slower than", counted below."""
+    """Return the short table of the README, of the machine measured last: every bar but the many "not slower than", counted below."""
     rows = next(iter(_machines(results).values()))
     m, least = rows[-1].machine, lambda bar: bar.text.startswith(">= 1x ")
     out = [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, median:", ""]
@@ -139,11 +140,12 @@ def headline(results: Path) -> str:
         for b in (b for b in r.bars if not least(b)):
             verdict = "not measured" if b.met is None else f"{b.value:.3g}" if b.met else f"{b.value:.3g} (missed)"
             out.append(_line(r.op, r.shape + (", cold" if r.regime == "cold" else ""), _number(r.p50_us, ".3g"), b.text, verdict))
-    for words, pick in (("torch eager", lambda r, b: b.text == ">= 1x torch"), ("the peer beside it", lambda r, b: r.peer and least(b) and b.text != ">= 1x torch")):
+    floors = {"torch eager": lambda r, b: b.text == ">= 1x torch", "the peer beside it": lambda r, b: r.peer and least(b)}
+    for words, pick in floors.items():
         floor = [(r, b) for r in rows for b in r.bars if pick(r, b)]
         if floor:
-            lost = [f"{r.op} {r.shape} {b.value:.2f}x" for r, b in floor if b.met is False]
-            out += ["", f"Never slower than {words}: {sum(b.met is True for _, b in floor)} of {len(floor)} shapes" + (f"; slower: {', '.join(lost)}." if lost else ".")]
+            lost = "".join(f"; slower: {r.op} {r.shape} {b.value:.2f}x" for r, b in floor if b.met is False)
+            out += ["", f"Never slower than {words}: {sum(b.met is True for _, b in floor)} of {len(floor)} shapes{lost}."]
     return "\n".join(out)
 
 

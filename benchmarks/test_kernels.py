@@ -19,7 +19,9 @@ KERNELS = ("compact", "exit_pack", "exit_step", "pack_planes", "quantize", "row_
 
 
 def pytest_generate_tests(metafunc):
-    groups = [g for op in KERNELS for g in runner.load(op)(Context(True, metafunc.config.getoption("shapes"), ("torch",))) if g.regime == "warm"]
+    groups = [
+        g for op in KERNELS for g in runner.load(op)(Context(True, metafunc.config.getoption("shapes"), ("torch",))) if g.regime == "warm"
+    ]
     pairs = [(group, case) for group in groups for case in group.cases if case.fn is not None]
     metafunc.parametrize("group, case", pairs, ids=[f"{g.op}-{g.shape}-{g.dtype}-{c.provider}".replace(" ", "_") for g, c in pairs])
 

@@ -46,7 +46,7 @@ def names() -> list[str]:
 
 
 def module(name: str):
-    """Return the module of peer `name`: its docstring, ``PEER`` and ``CASES``, op -> ``cases(ctx)``; importing it imports nothing of the peer."""
+    """Return the module of peer `name`: docstring, ``PEER`` and ``CASES`` (op -> ``cases(ctx)``), without importing the peer."""
     if name not in names():
         raise ValueError(f"peer: got {name!r}, expected one of {', '.join(names())}{did_you_mean(name, names())}")
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
@@ -78,7 +78,9 @@ def install(name: str, say: Callable[[str], None] = print) -> None:
     def run(*command: str) -> None:
         done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=env)
         if done.returncode:
-            raise PeerError(f"{name}: `python -m {' '.join(command)}` failed ({done.returncode}):\n{(done.stderr or done.stdout).strip()[-2000:]}")
+            raise PeerError(
+                f"{name}: `python -m {' '.join(command)}` failed ({done.returncode}):\n{(done.stderr or done.stdout).strip()[-2000:]}"
+            )
 
     say(f"{name} {peer.version} ({peer.licence}) into {at}")
     (at / "recipe").unlink(missing_ok=True)
@@ -104,7 +106,9 @@ def parse(name: str, line: bytes) -> Row:
     return row
 
 
-def run(name: str, options: list[str], emit: Callable[[Row], None], say: Callable[[str], None] = print, command: list[str] | None = None) -> list[Row]:
+def run(
+    name: str, options: list[str], emit: Callable[[Row], None], say: Callable[[str], None] = print, command: list[str] | None = None
+) -> list[Row]:
     """Time the peer beside fastee in its environment; hand each row to `emit` as it arrives and return all of them.
 
     `command` replaces ``<the peer's python> -m benchmarks.peers <name> <options>``. What the peer prints goes to `say`, line by line.

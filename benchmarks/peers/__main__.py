@@ -24,7 +24,9 @@ def main(name: str, shapes: str, quick: str, *ops: str) -> None:
         print(dumps(row), file=rows)
 
     ctx = Context(quick == "quick", shapes)
-    runner.run({op: cases[op] for op in ops or cases}, ctx, None, Console(stderr=True, width=150), emit, f"python -m benchmarks peers run {name}")
+    runner.run(
+        {op: cases[op] for op in ops or cases}, ctx, None, Console(stderr=True, width=150), emit, f"python -m benchmarks peers run {name}"
+    )
 
 
 if __name__ == "__main__":

@@ -36,10 +36,16 @@ def cases(coders: Callable[[int], list[Coder]], op: str, ctx: Context) -> Iterat
                 coded = encode(raw(x))
                 if bytes(decode(coded)) != raw(x).tobytes():
                     raise RuntimeError(f"{provider} {layer} {kind}: not lossless")
-                fn, args = (encode, [(raw(v),) for (v,) in inputs]) if op == "pack_planes" else (decode, [(encode(raw(v)),) for (v,) in inputs])
+                fn, args = (
+                    (encode, [(raw(v),) for (v,) in inputs]) if op == "pack_planes" else (decode, [(encode(raw(v)),) for (v,) in inputs])
+                )
                 providers.append(Case(provider, fn, args, ratio=len(coded) / x.nbytes))
             packing = op == "pack_planes"
-            fn, args = (fastee.ops.pack_planes, inputs) if packing else (fastee.ops.unpack_planes, [(fastee.ops.pack_planes(v),) for (v,) in inputs])
+            fn, args = (
+                (fastee.ops.pack_planes, inputs)
+                if packing
+                else (fastee.ops.unpack_planes, [(fastee.ops.pack_planes(v),) for (v,) in inputs])
+            )
             yield Group(
                 op, f"{layer} {'x'.join(map(str, x.shape))}", kind,
                 [Case("fastee", fn, args, ratio=own.nbytes / x.nbytes), *providers, copy],

@@ -39,23 +39,52 @@ def wire(ctx: Context) -> Iterator[Group]:
         n = kilobytes * 256
         base = torch.randn(1, n // 256, 16, 16, generator=torch.Generator().manual_seed(ctx.seed))
         inputs = ctx.rotate(lambda i, x=base: (x + 0.01 * i,), 4 * n)
-        ours, theirs = [(fastee.ops.quantize_rows(x),) for (x,) in inputs], [(protocol.pack_tensors({0: x}, compress=False),) for (x,) in inputs]
+        ours, theirs = (
+            [(fastee.ops.quantize_rows(x),) for (x,) in inputs],
+            [(protocol.pack_tensors({0: x}, compress=False),) for (x,) in inputs],
+        )
         step = float(base.max() - base.min()) / 255
-        if (protocol.unpack_tensors(*theirs[0])[0] - base).abs().max() > step or (fastee.ops.dequantize_rows(*ours[0]) - base).abs().max() > step:
+        if (protocol.unpack_tensors(*theirs[0])[0] - base).abs().max() > step or (
+            fastee.ops.dequantize_rows(*ours[0]) - base
+        ).abs().max() > step:
             raise RuntimeError(f"{kilobytes} KB: an element comes back more than one of {step:.4f} off")
         copy = Case("copy", torch.clone, inputs, note="torch.clone of x", bytes=8 * n)
         yield Group(
-            "quantize_rows", f"{kilobytes} KB", "fp32->int8",
-            [Case("fastee", fastee.ops.quantize_rows, inputs, note="one scale per row", ratio=ours[0][0].nbytes / (4 * n)),
-             Case("axonmesh", lambda x: protocol.pack_tensors({0: x}, compress=False), inputs, note="pack_tensors, one scale, no zlib", ratio=len(theirs[0][0]) / (4 * n)),
-             copy],
-            baseline="axonmesh", bytes=5 * n, roof="copy", working_set=20 * n, bars=(">= 1x axonmesh", ">= 0.5x copy"),
-        )  # fmt: skip
+            "quantize_rows",
+            f"{kilobytes} KB",
+            "fp32->int8",
+            [
+                Case("fastee", fastee.ops.quantize_rows, inputs, note="one scale per row", ratio=ours[0][0].nbytes / (4 * n)),
+                Case(
+                    "axonmesh",
+                    lambda x: protocol.pack_tensors({0: x}, compress=False),
+                    inputs,
+                    note="pack_tensors, one scale, no zlib",
+                    ratio=len(theirs[0][0]) / (4 * n),
+                ),
+                copy,
+            ],
+            baseline="axonmesh",
+            bytes=5 * n,
+            roof="copy",
+            working_set=20 * n,
+            bars=(">= 1x axonmesh", ">= 0.5x copy"),
+        )
         yield Group(
-            "dequantize_rows", f"{kilobytes} KB", "int8->fp32",
-            [Case("fastee", fastee.ops.dequantize_rows, ours), Case("axonmesh", protocol.unpack_tensors, theirs, note="unpack_tensors"), copy],
-            baseline="axonmesh", bytes=5 * n, roof="copy", working_set=20 * n, bars=(">= 1x axonmesh", ">= 0.5x copy"),
-        )  # fmt: skip
+            "dequantize_rows",
+            f"{kilobytes} KB",
+            "int8->fp32",
+            [
+                Case("fastee", fastee.ops.dequantize_rows, ours),
+                Case("axonmesh", protocol.unpack_tensors, theirs, note="unpack_tensors"),
+                copy,
+            ],
+            baseline="axonmesh",
+            bytes=5 * n,
+            roof="copy",
+            working_set=20 * n,
+            bars=(">= 1x axonmesh", ">= 0.5x copy"),
+        )
 
 
 def cut(ctx: Context) -> Iterator[Group]:
@@ -70,11 +99,22 @@ def cut(ctx: Context) -> Iterator[Group]:
         return ours.replan()
 
     yield Group(
-        "replan", f"{CUTS} cuts, 2 nodes", "latency",
-        [Case("fastee", replan, rates, note=f"least latency over cuts and {CODECS} codecs; the link moves before every call"),
-         Case("axonmesh", lambda rate: planner.plan_cut(options, planner.budget_bytes_per_frame(rate / 1e6, 30)), rates, note="plan_cut: least edge share within a budget of bytes")],
-        baseline="axonmesh", per_call=True, bars=(">= 1x axonmesh",),
-    )  # fmt: skip
+        "replan",
+        f"{CUTS} cuts, 2 nodes",
+        "latency",
+        [
+            Case("fastee", replan, rates, note=f"least latency over cuts and {CODECS} codecs; the link moves before every call"),
+            Case(
+                "axonmesh",
+                lambda rate: planner.plan_cut(options, planner.budget_bytes_per_frame(rate / 1e6, 30)),
+                rates,
+                note="plan_cut: least edge share within a budget of bytes",
+            ),
+        ],
+        baseline="axonmesh",
+        per_call=True,
+        bars=(">= 1x axonmesh",),
+    )
 
 
 def decide(ctx: Context) -> Iterator[Group]:
@@ -83,11 +123,21 @@ def decide(ctx: Context) -> Iterator[Group]:
     sched = _scheduler(*size, True, ctx.seed)
     asks = _asks(sched, 257, ctx.seed)
     yield Group(
-        "decide", "x".join(map(str, size)), "one row",
-        [Case("fastee", sched.decide, asks, note="exits x nodes x codecs under a deadline"),
-         Case("axonmesh", policy.AdaptivePolicy().decide_confidence, [(score,) for _, _, score, _ in asks], note="two thresholds and a moving average")],
-        baseline="axonmesh", bars=(">= 1x axonmesh",),
-    )  # fmt: skip
+        "decide",
+        "x".join(map(str, size)),
+        "one row",
+        [
+            Case("fastee", sched.decide, asks, note="exits x nodes x codecs under a deadline"),
+            Case(
+                "axonmesh",
+                policy.AdaptivePolicy().decide_confidence,
+                [(score,) for _, _, score, _ in asks],
+                note="two thresholds and a moving average",
+            ),
+        ],
+        baseline="axonmesh",
+        bars=(">= 1x axonmesh",),
+    )
 
 
 CASES = {"quantize": wire, "planner": cut, "scheduler": decide}

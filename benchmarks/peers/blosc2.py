@@ -18,10 +18,13 @@ def coders(size: int) -> list[_codec.Coder]:
         "blosc2_zstd_shuffle": (blosc2.Codec.ZSTD, 1, blosc2.Filter.SHUFFLE),
     }
     return [
-        (name, partial(blosc2.compress2, typesize=size, codec=codec, clevel=level, filters=[blosc2.Filter.NOFILTER] * 5 + [how], nthreads=1),
-         partial(blosc2.decompress2, nthreads=1))
+        (
+            name,
+            partial(blosc2.compress2, typesize=size, codec=codec, clevel=level, filters=[*[blosc2.Filter.NOFILTER] * 5, how], nthreads=1),
+            partial(blosc2.decompress2, nthreads=1),
+        )
         for name, (codec, level, how) in pick.items()
-    ]  # fmt: skip
+    ]
 
 
 CASES = _codec.both(coders)

@@ -20,10 +20,23 @@ from ..shapes import Shape
 from . import Peer
 
 PEER = Peer(
-    "0.3.0", "MIT",
-    (("--no-deps", "earlyon==0.3.0", "fvcore==0.1.5.post20221221", "iopath==0.1.10", "yacs==0.1.8", "termcolor==3.3.0", "tabulate==0.10.0",
-      "portalocker==4.4.2", "pyyaml==6.0.3", "tqdm==4.70.1"),),
-)  # fmt: skip
+    "0.3.0",
+    "MIT",
+    (
+        (
+            "--no-deps",
+            "earlyon==0.3.0",
+            "fvcore==0.1.5.post20221221",
+            "iopath==0.1.10",
+            "yacs==0.1.8",
+            "termcolor==3.3.0",
+            "tabulate==0.10.0",
+            "portalocker==4.4.2",
+            "pyyaml==6.0.3",
+            "tqdm==4.70.1",
+        ),
+    ),
+)
 SHAPES = [Shape("mean", 1, (256, 8, 8), 10), Shape("none", 1, (64,), 10), Shape("none", 1, (768,), 2), Shape("mean", 1, (512, 4, 4), 100)]
 
 
@@ -78,12 +91,21 @@ def checks(ctx: Context) -> Iterator[Group]:
         inputs = ctx.rotate(lambda i, x=base: (x + 0.01 * i,), 4 * base.numel())
         ours = [(x, weight, bias) for (x,) in inputs]
         yield Group(
-            "exit_head", str(shape), "fp32",
-            [Case("fastee", fastee.ops.exit_head, ours, {"pool": shape.pool, "threshold": THRESHOLD}),
-             Case("earlyon", check(None, base, shape.C), inputs, note="its hook with the head it makes, two linear layers; none fires"),
-             Case("same_head", check(Head(weight, bias), base, shape.C), inputs, note="its hook with the one linear layer that fastee has")],
-            baseline="earlyon", bytes=4 * (shape.read + weight.numel() + bias.numel()), flops=2 * shape.B * shape.D * shape.C + shape.read, bars=(">= 20x earlyon",),
-        )  # fmt: skip
+            "exit_head",
+            str(shape),
+            "fp32",
+            [
+                Case("fastee", fastee.ops.exit_head, ours, {"pool": shape.pool, "threshold": THRESHOLD}),
+                Case("earlyon", check(None, base, shape.C), inputs, note="its hook with the head it makes, two linear layers; none fires"),
+                Case(
+                    "same_head", check(Head(weight, bias), base, shape.C), inputs, note="its hook with the one linear layer that fastee has"
+                ),
+            ],
+            baseline="earlyon",
+            bytes=4 * (shape.read + weight.numel() + bias.numel()),
+            flops=2 * shape.B * shape.D * shape.C + shape.read,
+            bars=(">= 20x earlyon",),
+        )
 
 
 def wrap(backbone: nn.Module, net: fastee.EarlyExit, exits: list[str], classes: int, shape: tuple[int, ...]):
@@ -113,7 +135,20 @@ def wrappers(ctx: Context) -> Iterator[Group]:
         def other(x):
             return peer(x, mode="inference")
 
-        yield _settled("attach", f"4 linear layers, 1x64, {what}", net, ours, peer, enabled, theirs, run, other, Case("bare", mlp), one, (">= 1x earlyon",))
+        yield _settled(
+            "attach",
+            f"4 linear layers, 1x64, {what}",
+            net,
+            ours,
+            peer,
+            enabled,
+            theirs,
+            run,
+            other,
+            Case("bare", mlp),
+            one,
+            (">= 1x earlyon",),
+        )
 
     bare, net = networks()
     peer = wrap(bare, net, ["layer1.0", "layer2"], 10, (1, 3, 32, 32))
@@ -122,9 +157,19 @@ def wrappers(ctx: Context) -> Iterator[Group]:
         halfway = float(net.exit_step(0, net.run_segment(0, (x,))).confidence.sort().values[16])
     inputs = ctx.rotate(lambda i: (x.roll(5 * i, 0),), x.numel() * 4)
     yield _settled(
-        "attach", "resnet20 32x3x32x32, half are sure at the first exit", net, [halfway, math.inf], peer, [True, False], [halfway, 1.0],
-        net, peer.forward_inference_batched, Case("bare", bare), inputs, (">= 1.3x earlyon",),
-    )  # fmt: skip
+        "attach",
+        "resnet20 32x3x32x32, half are sure at the first exit",
+        net,
+        [halfway, math.inf],
+        peer,
+        [True, False],
+        [halfway, 1.0],
+        net,
+        peer.forward_inference_batched,
+        Case("bare", bare),
+        inputs,
+        (">= 1.3x earlyon",),
+    )
 
 
 def _settled(op, shape, net, ours, peer, enabled, theirs, run, other, bare, inputs, bars) -> Group:
@@ -150,12 +195,27 @@ def search(ctx: Context) -> Iterator[Group]:
 
     found = theirs()
     yield Group(
-        "search_thresholds", f"{len(targets)} x {EXITS}, at most {MAX_DROP:.0%} lost", "fp32",
-        [Case("fastee", lambda: ours(None), note="the drop holds on these rows, as earlyon's", ratio=ours(None).cost / cost[-1]),
-         Case("fastee_guaranteed", lambda: ours(0.95), note="the drop holds on new rows with probability 0.95", ratio=ours(0.95).cost / cost[-1]),
-         Case("earlyon", theirs, note=f"greedy; accuracy {found.baseline_accuracy:.4f} -> {found.final_accuracy:.4f}", ratio=found.avg_computation_used)],
-        baseline="earlyon", bars=(">= 1x earlyon", f"ratio <= {found.avg_computation_used:.4f}"),
-    )  # fmt: skip
+        "search_thresholds",
+        f"{len(targets)} x {EXITS}, at most {MAX_DROP:.0%} lost",
+        "fp32",
+        [
+            Case("fastee", lambda: ours(None), note="the drop holds on these rows, as earlyon's", ratio=ours(None).cost / cost[-1]),
+            Case(
+                "fastee_guaranteed",
+                lambda: ours(0.95),
+                note="the drop holds on new rows with probability 0.95",
+                ratio=ours(0.95).cost / cost[-1],
+            ),
+            Case(
+                "earlyon",
+                theirs,
+                note=f"greedy; accuracy {found.baseline_accuracy:.4f} -> {found.final_accuracy:.4f}",
+                ratio=found.avg_computation_used,
+            ),
+        ],
+        baseline="earlyon",
+        bars=(">= 1x earlyon", f"ratio <= {found.avg_computation_used:.4f}"),
+    )
 
 
 CASES = {"exit_step": checks, "attach": wrappers, "search": search}

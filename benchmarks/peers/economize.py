@@ -1,4 +1,4 @@
-"""economize: CALM for Hugging Face language models. Its check after a layer (norm, language-model head, softmax, top 2), and whole tokens."""
+"""economize: CALM for Hugging Face language models. Its check after a layer and whole tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def llama(seed: int):
 
     torch.manual_seed(seed)
     shape = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=4)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=256, bos_token_id=None, eos_token_id=None, **shape)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=256, bos_token_id=None, eos_token_id=None, **shape)
+    ).eval()
 
 
 def head_of(model):
@@ -52,11 +54,24 @@ def cases(ctx: Context) -> Iterator[Group]:
     if abs(float(theirs) - float(ours(*states[0]).confidence)) > 1e-4:
         raise RuntimeError(f"margins disagree: {float(theirs)} and {float(ours(*states[0]).confidence)}")
     yield Group(
-        "exit_head", f"1x{WIDTH}->{VOCABULARY}, rms norm, margin", "fp32",
-        [Case("fastee", ours, states),
-         Case("economize", lambda h: policy.transform(1, h[None], h[None], None, pass_), states, note="CALM's check after a layer; none fires")],
-        baseline="economize", bytes=4 * WIDTH * VOCABULARY, flops=2 * WIDTH * VOCABULARY, working_set=4 * WIDTH * VOCABULARY, bars=(">= 1x economize",),
-    )  # fmt: skip
+        "exit_head",
+        f"1x{WIDTH}->{VOCABULARY}, rms norm, margin",
+        "fp32",
+        [
+            Case("fastee", ours, states),
+            Case(
+                "economize",
+                lambda h: policy.transform(1, h[None], h[None], None, pass_),
+                states,
+                note="CALM's check after a layer; none fires",
+            ),
+        ],
+        baseline="economize",
+        bytes=4 * WIDTH * VOCABULARY,
+        flops=2 * WIDTH * VOCABULARY,
+        working_set=4 * WIDTH * VOCABULARY,
+        bars=(">= 1x economize",),
+    )
 
     check = head_of(hooked)
     for layer in hooked.model.layers[1:]:
@@ -65,12 +80,17 @@ def cases(ctx: Context) -> Iterator[Group]:
     if not torch.equal(generate(bare, ids), generate(hooked, ids)):
         raise RuntimeError("the checks changed the words")
     yield Group(
-        "generate", f"{LAYERS} layers x {WIDTH}, {TOKENS} tokens, {LAYERS - 1} checks each, none fires", "fp32",
-        [Case("fastee", lambda: generate(hooked, ids), note="Hugging Face's generate, our check in hooks"),
-         Case("economize", lambda: model.decode(ids[0], TOKENS), note="its own loop"),
-         Case("bare", lambda: generate(bare, ids), note="Hugging Face's generate, no checks")],
-        baseline="economize", bars=(">= 1x economize",),
-    )  # fmt: skip
+        "generate",
+        f"{LAYERS} layers x {WIDTH}, {TOKENS} tokens, {LAYERS - 1} checks each, none fires",
+        "fp32",
+        [
+            Case("fastee", lambda: generate(hooked, ids), note="Hugging Face's generate, our check in hooks"),
+            Case("economize", lambda: model.decode(ids[0], TOKENS), note="its own loop"),
+            Case("bare", lambda: generate(bare, ids), note="Hugging Face's generate, no checks"),
+        ],
+        baseline="economize",
+        bars=(">= 1x economize",),
+    )
 
 
 CASES = {"exit_step": cases}

@@ -57,13 +57,20 @@ def cases(ctx: Context) -> Iterator[Group]:
         theirs = [torch.from_numpy(v[:, 0]) for v in made.run(names, *arrays[0])]
         check(shape, fastee.ops.exit_head(*inputs[0], **kwargs), theirs)
         yield Group(
-            "exit_head", str(shape), "fp32",
-            [Case("fastee", fastee.ops.exit_head, inputs, kwargs),
-             Case("onnxruntime", lambda feed, run=made.run, names=names: run(names, feed), arrays, note="session.run on numpy arrays"),
-             Case("torch", eager_head, [(*i, POOLS[shape.pool]) for i in inputs], note="eager")],
-            baseline="onnxruntime", bytes=4 * (shape.read + weight.numel() + bias.numel()), flops=2 * shape.B * shape.D * shape.C + shape.read,
-            working_set=4 * (len(inputs) * base.numel() + weight.numel()), bars=(">= 1x onnxruntime",),
-        )  # fmt: skip
+            "exit_head",
+            str(shape),
+            "fp32",
+            [
+                Case("fastee", fastee.ops.exit_head, inputs, kwargs),
+                Case("onnxruntime", lambda feed, run=made.run, names=names: run(names, feed), arrays, note="session.run on numpy arrays"),
+                Case("torch", eager_head, [(*i, POOLS[shape.pool]) for i in inputs], note="eager"),
+            ],
+            baseline="onnxruntime",
+            bytes=4 * (shape.read + weight.numel() + bias.numel()),
+            flops=2 * shape.B * shape.D * shape.C + shape.read,
+            working_set=4 * (len(inputs) * base.numel() + weight.numel()),
+            bars=(">= 1x onnxruntime",),
+        )
 
 
 CASES = {"exit_step": cases}

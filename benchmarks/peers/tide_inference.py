@@ -1,4 +1,4 @@
-"""tide-inference: learned routers for Hugging Face language models, its CPU path. Its check, and whole tokens with all or none of them leaving."""
+"""tide-inference: learned routers for Hugging Face language models, its CPU path. Its check and whole tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from . import Peer
 from .economize import LAYERS, TOKENS, WIDTH, generate, head_of, llama
 
 PEER = Peer(
-    "0.2.1", "Apache-2.0", (("transformers==5.23.0", "pyyaml==6.0.3"), ("--no-build-isolation", "--no-deps", "tide-inference==0.2.1")),
+    "0.2.1",
+    "Apache-2.0",
+    (("transformers==5.23.0", "pyyaml==6.0.3"), ("--no-build-isolation", "--no-deps", "tide-inference==0.2.1")),
     {"TIDE_NO_CUDA": "1", "HF_HUB_OFFLINE": "1"},
-)  # fmt: skip
+)
 EVERY, NARROW = 4, 64
 
 
@@ -45,12 +47,27 @@ def cases(ctx: Context) -> Iterator[Group]:
     norm = fastee.ops.Norm("rms", final.weight.detach(), None, final.variance_epsilon)
     states = ctx.rotate(lambda i: (torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(i)),), 4 * WIDTH)
     yield Group(
-        "exit_head", f"1x{WIDTH}, rms norm, gate", "fp32",
-        [Case("fastee", lambda h: fastee.ops.exit_head(h, two, bias, "none", norm), states, note="norm, a linear head of two classes, rule"),
-         Case("fastee_words", head_of(bare), states, note="norm, the language-model head over 1,000 words, rule"),
-         Case("tide-inference", lambda h: bool((never._score_router(h, EVERY - 1) > 0.6).all()), states, note=f"norm, router {WIDTH}->{router.down.out_features}->1, rule")],
-        baseline="tide-inference", bars=(">= 1x tide-inference",),
-    )  # fmt: skip
+        "exit_head",
+        f"1x{WIDTH}, rms norm, gate",
+        "fp32",
+        [
+            Case(
+                "fastee",
+                lambda h: fastee.ops.exit_head(h, two, bias, "none", norm),
+                states,
+                note="norm, a linear head of two classes, rule",
+            ),
+            Case("fastee_words", head_of(bare), states, note="norm, the language-model head over 1,000 words, rule"),
+            Case(
+                "tide-inference",
+                lambda h: bool((never._score_router(h, EVERY - 1) > 0.6).all()),
+                states,
+                note=f"norm, router {WIDTH}->{router.down.out_features}->1, rule",
+            ),
+        ],
+        baseline="tide-inference",
+        bars=(">= 1x tide-inference",),
+    )
 
     check = head_of(hooked)
     for layer in list(hooked.model.layers)[EVERY - 1 :: EVERY]:
@@ -58,13 +75,22 @@ def cases(ctx: Context) -> Iterator[Group]:
     ids = torch.randint(3, 1000, (1, 8), generator=torch.Generator().manual_seed(ctx.seed))
     run = lambda tide: tide.generate(ids, max_new_tokens=TOKENS, temperature=0)
     yield Group(
-        "generate", f"{LAYERS} layers x {WIDTH}, {TOKENS} tokens, {LAYERS // EVERY} checks each", "fp32",
-        [Case("fastee", lambda: generate(hooked, ids), note="Hugging Face's generate, our check in hooks, none fires"),
-         Case("tide-inference", lambda: run(never), note="none fires"),
-         Case("tide_all_leave", lambda: run(always), note=f"every token leaves after layer {EVERY} of {LAYERS}: all layers run all the same"),
-         Case("bare", lambda: generate(bare, ids), note="Hugging Face's generate, no checks")],
-        baseline="tide-inference", bars=(">= 1x tide-inference",),
-    )  # fmt: skip
+        "generate",
+        f"{LAYERS} layers x {WIDTH}, {TOKENS} tokens, {LAYERS // EVERY} checks each",
+        "fp32",
+        [
+            Case("fastee", lambda: generate(hooked, ids), note="Hugging Face's generate, our check in hooks, none fires"),
+            Case("tide-inference", lambda: run(never), note="none fires"),
+            Case(
+                "tide_all_leave",
+                lambda: run(always),
+                note=f"every token leaves after layer {EVERY} of {LAYERS}: all layers run all the same",
+            ),
+            Case("bare", lambda: generate(bare, ids), note="Hugging Face's generate, no checks"),
+        ],
+        baseline="tide-inference",
+        bars=(">= 1x tide-inference",),
+    )
 
 
 CASES = {"exit_step": cases}

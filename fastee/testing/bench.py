@@ -22,6 +22,7 @@ from time import perf_counter_ns
 import torch
 
 from fastee import native
+from fastee.dispatch import explain
 from fastee.errors import BackendUnavailable
 from fastee.testing.rows import Bar, Machine, Row, now
 
@@ -47,9 +48,9 @@ class Group:
     """Providers of one op on one shape, timed interleaved.
 
     `bytes` (read + written) and `flops` per call give the physical floor; `roof` is ``read`` or ``copy``. `bars` speak about the first
-    case: ``"<= 3 us"``, ``"p99 <= 2 us"``, ``">= 12x torch"``, ``"<= 5 us over bare"``, ``"ratio <= 0.72"``. ``per_call=True`` times single calls, for true
-    tail percentiles at the price of the clock's own cost (the row says which share). `threads` native and torch threads run on as many
-    cores; the roofs stay those of one core.
+    case: ``"<= 3 us"``, ``"p99 <= 2 us"``, ``">= 12x torch"``, ``"<= 5 us over bare"``, ``"ratio <= 0.72"``. ``per_call=True`` times single
+    calls, for true tail percentiles at the price of the clock's own cost (the row says which share). `threads` native and torch threads run
+    on as many cores; the roofs stay those of one core.
     """
 
     op: str
@@ -78,7 +79,8 @@ class Group:
             parse_bar(bar)
 
 
-_BAR = re.compile(r"(?:(min|p20|p50|p80|p95|p99) )?(<=|>=) (\d+(?:\.\d+)?) ?(ns|us|ms|x)(?: (over )?(\S+))?|(ratio) (<=|>=) (\d+(?:\.\d+)?)")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_BAR = re.compile(rf"(?:(min|p20|p50|p80|p95|p99) )?(<=|>=) {_NUMBER} ?(ns|us|ms|x)(?: (over )?(\S+))?|(ratio) (<=|>=) {_NUMBER}")
 
 
 def parse_bar(text: str) -> tuple[str, str, float, str, bool, str | None]:
@@ -87,7 +89,8 @@ def parse_bar(text: str) -> tuple[str, str, float, str, bool, str | None]:
     if m and m[7]:
         return m[7], m[8], float(m[9]), "", False, None
     if not m or (m[4] == "x") != (m[6] is not None and not m[5]):
-        raise ValueError(f"bar: got {text!r}, expected such as '<= 3 us', 'p99 <= 2 us', '>= 12x torch', '<= 5 us over bare' or 'ratio <= 0.72'")
+        known = "'<= 3 us', 'p99 <= 2 us', '>= 12x torch', '<= 5 us over bare' or 'ratio <= 0.72'"
+        raise ValueError(f"bar: got {text!r}, expected such as {known}")
     return m[1] or "p50", m[2], float(m[3]), m[4], bool(m[5]), m[6]
 
 
@@ -234,7 +237,10 @@ class Context:
     regime: str = "warm"
 
     def rotate(self, make: Callable[[int], tuple], nbytes: int, regime: str = "") -> list[tuple]:
-        """Return input tuples ``make(i)``: 4 of them when warm, more than twice the last-level cache's bytes when cold (`regime`, else the context's)."""
+        """Return input tuples ``make(i)``: 4 of them when warm, more than twice the last-level cache's bytes when cold.
+
+        `regime` stands for this call above the context's.
+        """
         count = 4 if (regime or self.regime) == "warm" else max(4, math.ceil(2 * llc_bytes() / max(1, nbytes)))
         return [make(i) for i in range(min(count, 4096))]
 
@@ -252,6 +258,13 @@ class Context:
             return Case(provider, made, inputs, note="torch.compile, default mode, static shapes")
         except Exception as error:  # whatever the compiler raises: a missing g++ is a skip, not a crash
             return Case(provider, None, inputs, note=f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+
+    def usual(self, op: Callable, eager: Callable, inputs: list[tuple]) -> list[Case]:
+        """Return what most ops are timed as: fastee, torch eager, ``torch.compile`` on the small set of shapes, fastee's other backends."""
+        cases = [Case("fastee", op, inputs, note=explain(op.__name__, *inputs[0]).chosen), Case("torch", eager, inputs, note="eager")]
+        if not self.quick and self.shapes == "small":
+            cases.append(self.compiled(eager, inputs))
+        return cases + self.backends(op, inputs)
 
     def backends(self, fn: Callable, inputs: list[tuple], kwargs: dict | None = None) -> list[Case]:
         """Return a case of op `fn` for each of its own backends that ``--against`` names: ``numba`` (compiled now), ``reference``."""
@@ -300,7 +313,8 @@ def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, 
         row = Row(
             op=group.op, provider=case.provider, shape=group.shape, dtype=group.dtype, regime=group.regime, baseline=group.baseline,
             roof=group.roof, working_set=group.working_set, bytes=group.bytes if case.bytes is None else case.bytes,
-            flops=group.flops if case.flops is None else case.flops, ratio=None if case.ratio is None else round(float(case.ratio), 4), threads=group.threads, loadavg=load, date=now(), machine=machine,
+            flops=group.flops if case.flops is None else case.flops, ratio=None if case.ratio is None else round(float(case.ratio), 4),
+            threads=group.threads, loadavg=load, date=now(), machine=machine,
         )  # fmt: skip
         rows.append(row)
         if case.fn is None:

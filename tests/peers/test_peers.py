@@ -12,7 +12,18 @@ HERE = Machine("test-2c", "test", 2, None, "3", "2", "0", "abc", "pytest")
 
 
 def _row(**changes) -> Row:
-    fields = dict(op="pack_planes", provider="lz4", shape="1", dtype="bf16", regime="warm", baseline="lz4", p50_us=1.0, speedup=1.0, peer="lz4", machine=HERE)
+    fields = dict(
+        op="pack_planes",
+        provider="lz4",
+        shape="1",
+        dtype="bf16",
+        regime="warm",
+        baseline="lz4",
+        p50_us=1.0,
+        speedup=1.0,
+        peer="lz4",
+        machine=HERE,
+    )
     return Row(**{**fields, **changes})
 
 
@@ -29,7 +40,9 @@ def child(code: str) -> list[str]:
 def test_every_peer_says_what_it_is_pins_every_package_and_names_known_ops():
     from benchmarks import run as runner
 
-    assert {"earlyon", "axonmesh", "economize", "tide-inference", "zipnn", "zstandard", "lz4", "blosc2", "onnxruntime", "simpy"} == set(peers.names())
+    assert {"earlyon", "axonmesh", "economize", "tide-inference", "zipnn", "zstandard", "lz4", "blosc2", "onnxruntime", "simpy"} == set(
+        peers.names()
+    )
     for name in peers.names():
         module = peers.module(name)
         assert module.__doc__ and module.PEER.licence and set(module.CASES) <= set(runner.ops()), name
@@ -84,7 +97,7 @@ def test_rows_arrive_one_by_one_and_what_the_peer_says_is_passed_on(home):
         ("print('{' * 100000)", "expected a benchmark row"),
         ("sys.stdout.buffer.write(b'\\xff\\x00\\n')", "expected a benchmark row"),
         ("sys.stdout.write(LINE[:-9])", "expected a benchmark row"),
-        ("print(LINE.replace('\"peer\":\"lz4\"', '\"peer\":\"zipnn\"'))", "expected its own rows, got one of 'zipnn'"),
+        ('print(LINE.replace(\'"peer":"lz4"\', \'"peer":"zipnn"\'))', "expected its own rows, got one of 'zipnn'"),
         ("print(LINE.replace('\"p50_us\":1.0', '\"p50_us\":-1.0'))", "expected either a time or a reason to skip"),
         ("print(LINE.replace('\"p50_us\":1.0', '\"p50_us\":NaN'))", "expected a benchmark row"),
         ("print(LINE.replace('\"p50_us\":1.0,', ''))", "expected either a time or a reason to skip"),
@@ -120,7 +133,9 @@ def test_an_environment_lies_over_the_projects_own(home, monkeypatch):
     peers.install("lz4", lambda line: None)
     assert peers.unavailable("lz4") is None
     code = "import sys, torch, fastee; print(sys.prefix, torch.__file__, fastee.__file__, sep='\\n')"
-    prefix, torch_file, fastee_file = subprocess.run([peers.python("lz4"), "-c", code], capture_output=True, text=True, check=True, cwd=home).stdout.split()
+    prefix, torch_file, fastee_file = subprocess.run(
+        [peers.python("lz4"), "-c", code], capture_output=True, text=True, check=True, cwd=home
+    ).stdout.split()
     import torch
 
     import fastee
