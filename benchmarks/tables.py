@@ -137,9 +137,10 @@ def headline(results: Path) -> str:
     out = [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, median:", ""]
     out += [_line("what", "shape", "p50 us", "target", "measured"), _line("---", "---", "---:", "---", "---")]
     for r in rows:
-        for b in (b for b in r.bars if not least(b)):
+        for b in (b for b in r.bars if not least(b) and (not r.peer or b.text.endswith(r.baseline))):
             verdict = "not measured" if b.met is None else f"{b.value:.3g}" if b.met else f"{b.value:.3g} (missed)"
-            out.append(_line(r.op, r.shape + (", cold" if r.regime == "cold" else ""), _number(r.p50_us, ".3g"), b.text, verdict))
+            shape = r.shape + ("" if r.dtype == "fp32" else f" {r.dtype}") + (", cold" if r.regime == "cold" else "")
+            out.append(_line(r.op, shape, _number(r.p50_us, ",.0f" if r.p50_us >= 1000 else ".3g"), b.text, verdict))
     floors = {"torch eager": lambda r, b: b.text == ">= 1x torch", "the peer beside it": lambda r, b: r.peer and least(b)}
     for words, pick in floors.items():
         floor = [(r, b) for r in rows for b in r.bars if pick(r, b)]

@@ -154,10 +154,11 @@ def test_the_peers_page_shows_every_group_and_where_fastee_loses(tmp_path):
 
 
 def test_headline_is_the_machine_measured_last(tmp_path):
-    append_rows(tmp_path / "new.jsonl", [_row(date="2026-02-01T00:00:00Z", shape="new", bars=[Bar(">= 20x earlyon", 21.0, True)], peer="earlyon")])
+    append_rows(tmp_path / "new.jsonl", [_row(date="2026-02-01T00:00:00Z", shape="new", bars=[Bar(">= 20x earlyon", 21.0, True), Bar("ratio <= 0.7", 0.6, True)],
+                                            dtype="bf16", peer="earlyon", baseline="earlyon")])
     append_rows(tmp_path / "old.jsonl", [_row(shape="old", bars=[Bar("<= 3 us", 1.0, True)])])
     text = tables.headline(tmp_path)
-    assert "| x | new | 1 | >= 20x earlyon | 21 |" in text and "old" not in text
+    assert "| x | new bf16 | 1 | >= 20x earlyon | 21 |" in text and "old" not in text and "ratio" not in text
     assert tables.tables(tmp_path).startswith("### old"), "the new machine has rows beside a peer only"
 
 
