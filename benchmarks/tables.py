@@ -90,20 +90,34 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
     return [[r for r in rows if (r.op, r.shape, r.dtype, r.regime) == key] for key in keys]
 
 
+def _span(values: list[float], spec: str) -> str:
+    ends = [format(min(values), spec), format(max(values), spec)]
+    return " to ".join(dict.fromkeys(ends))
+
+
 def _losses(rows: list[Row]) -> list[str]:
-    """Return a line for every place where a peer is faster than fastee or reaches a smaller ratio."""
-    out = []
+    """Return a line for every provider and op where a peer is faster than fastee or reaches a smaller ratio; a ratio counts once per shape."""
+    faster, smaller, seen = {}, {}, set()
     for ours, *others in _groups(rows):
-        where = f"{ours.op} {ours.shape} {ours.dtype}"
         for r in others:
             if r.provider in ASIDE or r.provider.startswith("fastee") or r.speedup is None:
                 continue
-            if r.speedup > ours.speedup:
-                out.append(f"{where}: {r.provider} is {r.speedup / ours.speedup:.2f}x as fast")
-            if r.ratio is not None and ours.ratio is not None and r.ratio < ours.ratio:
-                fast = ours.speedup / r.speedup
-                out.append(f"{where}: {r.provider} reaches {r.ratio:.3f}, fastee {ours.ratio:.3f}, at {fast:.1f}x the speed")
-    return out
+            key, fast = (r.op, r.dtype, r.provider), ours.speedup / r.speedup
+            if fast < 1:
+                faster.setdefault(key, []).append((1 / fast, r.shape))
+            same = (r.shape, r.dtype, r.provider, r.ratio, ours.ratio)
+            if r.ratio is not None and ours.ratio is not None and r.ratio < ours.ratio and same not in seen:
+                seen.add(same)
+                smaller.setdefault(key, []).append((r.ratio, ours.ratio, fast))
+    lines = [
+        f"{op} {dtype}: {provider} is {_span([f for f, _ in found], '.2f')}x as fast ({', '.join(shape for _, shape in found)})"
+        for (op, dtype, provider), found in faster.items()
+    ]
+    for (op, dtype, provider), found in smaller.items():
+        theirs, ours, fast = zip(*found, strict=True)
+        own = f"fastee {_span(ours, '.2f')} at {_span(fast, '.1f')}x the speed"
+        lines.append(f"{op} {dtype}: {provider} reaches {_span(theirs, '.2f')} on {len(found)} shapes, {own}")
+    return lines
 
 
 def peers(results: Path) -> str:
