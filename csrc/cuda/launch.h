@@ -20,6 +20,18 @@ fastee_status launch(const char* name, void (*kernel)(Args...), int64_t blocks, 
   return report(name, cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), pointers, static_cast<size_t>(shared), static_cast<cudaStream_t>(stream)));
 }
 
+// A kernel as a graph's node parameters want it.
+#ifdef FASTEE_EMULATED_DEVICE
+using KernelAddress = emulation::AnyKernel;
+#else
+struct KernelAddress {
+  template <typename F>
+  KernelAddress(F* kernel) : address(reinterpret_cast<void*>(kernel)) {}
+  operator void*() const { return address; }
+  void* address;
+};
+#endif
+
 inline fastee_status expect_memory(const char* op, const fastee_cuda_memory* memory, int64_t sync, int64_t scratch) {
   const int64_t has_sync = memory && memory->sync ? memory->sync_bytes : 0, has_scratch = memory && memory->scratch ? memory->scratch_bytes : 0;
   if (has_sync >= sync && has_scratch >= scratch) return FASTEE_OK;

@@ -59,6 +59,26 @@ FASTEE_CUDA_API fastee_status fastee_cuda_pack_planes(const DLTensor* x, void* o
  * are safe to hand in. data is aligned to 4 bytes. */
 FASTEE_CUDA_API fastee_status fastee_cuda_unpack_planes(const void* data, int64_t nbytes, int64_t count, int64_t first, const DLTensor* out, int64_t* damaged, void* stream);
 
+/* An exit graph: the segments of a network with exits as one CUDA graph that skips on the device what nobody needs. Stage 0 always runs;
+ * stage i runs when the count that stage i - 1 wrote is above 0, in the smallest of its buckets that holds so many rows. Nothing that is
+ * skipped costs a node: a stage and all behind it stand in the body of one IF node; buckets are the bodies of a SWITCH node.
+ *
+ * graphs[b] is a captured cudaGraph_t that runs the stage on rows[b] rows, the survivors first (its first work gathers them), and writes its
+ * survivors to `count` (NULL for the last stage): kernels, copies and memsets in one context, cloned here. What they work on, the count
+ * included, is kept by the caller. rows grow; the largest is at least that of the stage before; stage 0 has one bucket. */
+#define FASTEE_CUDA_BUCKETS 16
+typedef struct {
+  const int64_t* rows;
+  void* const* graphs;
+  int32_t buckets;
+  const int64_t* count;
+} fastee_cuda_stage;
+typedef struct fastee_cuda_exit_graph fastee_cuda_exit_graph;
+
+FASTEE_CUDA_API fastee_status fastee_cuda_exit_graph_create(const fastee_cuda_stage* stages, int32_t n, fastee_cuda_exit_graph** out);
+FASTEE_CUDA_API fastee_status fastee_cuda_exit_graph_launch(fastee_cuda_exit_graph* graph, void* stream);
+FASTEE_CUDA_API void fastee_cuda_exit_graph_destroy(fastee_cuda_exit_graph* graph); /* NULL: nothing */
+
 #ifdef __cplusplus
 }
 #endif

@@ -18,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <type_traits>
+#include <tuple>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -259,10 +260,27 @@ inline void run(dim3 grid, dim3 block, size_t shared, std::function<void()> body
 }
 }  // namespace emulation
 
-#define threadIdx (emulation::machine().now->thread)
-#define blockIdx (emulation::machine().now->block->index)
-#define blockDim (emulation::machine().block)
-#define gridDim (emulation::machine().grid)
+// Objects, not macros: a graph's node parameters have members of these names.
+namespace emulation {
+inline dim3& thread_index() { return machine().now->thread; }
+inline dim3& block_index() { return machine().now->block->index; }
+inline dim3& block_size() { return machine().block; }
+inline dim3& grid_size() { return machine().grid; }
+template <dim3& (*Get)(), unsigned dim3::*Axis>
+struct Coordinate {
+  operator unsigned() const { return Get().*Axis; }
+};
+template <dim3& (*Get)()>
+struct Coordinates {
+  Coordinate<Get, &dim3::x> x;
+  Coordinate<Get, &dim3::y> y;
+  Coordinate<Get, &dim3::z> z;
+};
+}  // namespace emulation
+inline constexpr emulation::Coordinates<emulation::thread_index> threadIdx{};
+inline constexpr emulation::Coordinates<emulation::block_index> blockIdx{};
+inline constexpr emulation::Coordinates<emulation::block_size> blockDim{};
+inline constexpr emulation::Coordinates<emulation::grid_size> gridDim{};
 
 inline void __syncthreads() { emulation::barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::collect(mask, 0); }
@@ -357,3 +375,138 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
   });
   return cudaSuccess;
 }
+
+// Graphs: what exit_graph builds, kept as it was built, and run as a device would: a node runs after the ones it names.
+namespace emulation {
+struct AnyKernel {  // a kernel with the types of its arguments, which a graph's node copies
+  AnyKernel() = default;
+  template <typename... P>
+  AnyKernel(void (*kernel)(P...)) {
+    bind = [=](void** arguments) -> std::function<void()> {
+      return [&]<size_t... I>(std::index_sequence<I...>) {
+        return std::function<void()>([=, copies = std::make_tuple(*static_cast<std::decay_t<P>*>(arguments[I])...)] { std::apply(kernel, copies); });
+      }(std::index_sequence_for<P...>{});
+    };
+  }
+  std::function<std::function<void()>(void**)> bind;
+};
+struct Node;
+struct Graph {
+  std::vector<std::unique_ptr<Node>> nodes;
+  std::vector<std::unique_ptr<unsigned>> handles;
+  Graph() { ++alive(); }
+  ~Graph() { --alive(); }
+  Graph(const Graph&) = delete;
+  static int& alive() {
+    static int n = 0;
+    return n;
+  }
+};
+struct Node {
+  std::vector<Node*> after;
+  std::function<void()> action;
+  const Graph* child = nullptr;
+  unsigned* handle = nullptr;
+  bool is_switch = false;
+  std::vector<std::unique_ptr<Graph>> bodies;
+  std::vector<Graph*> faces;
+  bool done = false;
+};
+inline void run_graph(const Graph& g) {
+  for (auto& n : g.nodes) n->done = false;
+  for (auto& n : g.nodes) {
+    for (const Node* before : n->after)
+      if (!before->done) Machine::stop("a node runs before one that it waits for");
+    if (n->action) n->action();
+    if (n->child) run_graph(*n->child);
+    if (n->handle) {
+      const unsigned v = *n->handle, body = n->is_switch ? v : v ? 0u : 1u;
+      if (body < n->bodies.size()) run_graph(*n->bodies[body]);
+    }
+    n->done = true;
+  }
+}
+// The call number `at` (from 1) of the graph functions fails.
+inline int& failing_call() {
+  static int at = 0;
+  return at;
+}
+inline bool fails() { return failing_call() > 0 && --failing_call() == 0; }
+}  // namespace emulation
+
+#define CUDART_VERSION 13000
+using cudaGraph_t = emulation::Graph*;
+using cudaGraphExec_t = emulation::Graph*;
+using cudaGraphNode_t = emulation::Node*;
+using cudaGraphConditionalHandle = unsigned long long;
+enum cudaGraphConditionalNodeType { cudaGraphCondTypeIf = 0, cudaGraphCondTypeWhile = 1, cudaGraphCondTypeSwitch = 2 };
+enum cudaGraphNodeType { cudaGraphNodeTypeConditional = 13 };
+struct cudaGraphNodeParams {
+  cudaGraphNodeType type;
+  struct {
+    cudaGraphConditionalHandle handle;
+    cudaGraphConditionalNodeType type;
+    unsigned size;
+    cudaGraph_t* phGraph_out;
+  } conditional;
+};
+struct cudaKernelNodeParams {
+  emulation::AnyKernel func;
+  dim3 gridDim, blockDim;
+  unsigned sharedMemBytes;
+  void** kernelParams;
+};
+inline void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned value) { *reinterpret_cast<unsigned*>(handle) = value; }
+inline cudaError_t cudaGraphCreate(cudaGraph_t* g, unsigned) {
+  if (emulation::fails()) return 2;
+  *g = new emulation::Graph;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t g) {
+  delete g;
+  return cudaSuccess;
+}
+inline emulation::Node* add_node(cudaGraph_t g, const cudaGraphNode_t* after, size_t n) {
+  g->nodes.push_back(std::make_unique<emulation::Node>());
+  if (n) g->nodes.back()->after.assign(after, after + n);
+  return g->nodes.back().get();
+}
+inline cudaError_t cudaGraphAddChildGraphNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, size_t n, cudaGraph_t child) {
+  if (emulation::fails()) return 2;
+  *node = add_node(g, after, n);
+  (*node)->child = child;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, size_t n, const cudaKernelNodeParams* p) {
+  if (emulation::fails()) return 2;
+  *node = add_node(g, after, n);
+  (*node)->action = [grid = p->gridDim, block = p->blockDim, shared = p->sharedMemBytes, body = p->func.bind(p->kernelParams)] { emulation::run(grid, block, shared, body); };
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t g, unsigned, unsigned) {
+  if (emulation::fails()) return 2;
+  g->handles.push_back(std::make_unique<unsigned>(77u));
+  *handle = reinterpret_cast<cudaGraphConditionalHandle>(g->handles.back().get());
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphAddNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, const void*, size_t n, cudaGraphNodeParams* p) {
+  if (emulation::fails()) return 2;
+  *node = add_node(g, after, n);
+  emulation::Node& c = **node;
+  c.handle = reinterpret_cast<unsigned*>(p->conditional.handle);
+  c.is_switch = p->conditional.type == cudaGraphCondTypeSwitch;
+  for (unsigned i = 0; i < p->conditional.size; ++i) c.bodies.push_back(std::make_unique<emulation::Graph>()), c.faces.push_back(c.bodies.back().get());
+  p->conditional.phGraph_out = c.faces.data();
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long) {
+  if (emulation::fails()) return 2;
+  *e = new emulation::Graph;  // takes over what the template holds, which its maker then destroys
+  (*e)->nodes.swap(g->nodes), (*e)->handles.swap(g->handles);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
+  emulation::run_graph(*e);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { return cudaGraphDestroy(e); }

@@ -6,6 +6,7 @@ std::vector<float> some_rows(int64_t n, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> x(static_cast<size_t>(n));
+  x.reserve(1);  // memory even for no values
   for (auto& v : x) v = normal(random);
   return x;
 }
@@ -99,7 +100,7 @@ void planes_have_the_cpus_bytes_and_come_back() {
           Tensor out(back.data(), {count}, given.type, kDLCUDA);
           CHECK(fastee_cuda_unpack_planes(wanted.data(), wanted_size, n, first, &out, &damaged, nullptr) == FASTEE_OK);
           CHECK(damaged == -1 && back.intact());
-          CHECK(std::memcmp(back.data(), static_cast<const uint8_t*>(given.data()) + first * width, static_cast<size_t>(count * width)) == 0);
+          CHECK(count == 0 || std::memcmp(back.data(), static_cast<const uint8_t*>(given.data()) + first * width, static_cast<size_t>(count * width)) == 0);
         }
       }
 }
