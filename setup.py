@@ -10,6 +10,7 @@ choice = os.environ.get("FASTEE_BUILD", "auto")
 if choice not in ("auto", "cpu", "cuda", "none"):
     sys.exit(f"FASTEE_BUILD must be auto, cpu, cuda or none, got {choice!r}")
 tools = shutil.which("cmake") and any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+cuda = {"cuda": "ON", "cpu": "OFF"}.get(choice, "AUTO")  # auto: with nvcc and an NVIDIA device (cmake/cuda.cmake)
 native = choice in ("cpu", "cuda") or (choice == "auto" and tools)
 if not native:
     print(
@@ -23,5 +24,5 @@ if not native:
 setup(
     packages=[*find_packages(include=["fastee", "fastee.*"]), "fastee.benchmarks", "fastee.benchmarks.peers"],
     package_dir={"fastee.benchmarks": "benchmarks"},
-    **({"cmake_source_dir": "."} if native else {}),
+    **({"cmake_source_dir": ".", "cmake_args": [f"-DFASTEE_CUDA={cuda}"]} if native else {}),
 )

@@ -22,9 +22,6 @@ from fastee.errors import BackendUnavailable, did_you_mean
 
 ORDER = ("cuda", "triton", "cpu", "numba", "reference")
 ASKED = os.environ.get("FASTEE_BACKEND") or "auto"  # read once: the direct calls must not pay for a look at the environment
-ABSENT = {
-    "cuda": "not part of this build",
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def _backend_name(name: str) -> str:
 
 def _reasons(op: Op, args: tuple, kwargs: dict) -> dict[str, str | None]:
     here = {b.name: b for b in op.backends}
-    return {n: here[n].declines(*args, **kwargs) if n in here else ABSENT.get(n, "not written for this op") for n in ORDER}
+    return {n: here[n].declines(*args, **kwargs) if n in here else "not written for this op" for n in ORDER}
 
 
 def choose(op: Op, args: tuple, kwargs: dict, backend: str | None = None) -> Backend:
@@ -130,6 +127,7 @@ def doctor() -> dict[str, Any]:
     True
     """
     importlib.import_module("fastee.ops")
+    cuda = importlib.import_module("fastee.kernels.cuda")
 
     def version(name: str) -> str | None:
         try:
@@ -147,13 +145,12 @@ def doctor() -> dict[str, Any]:
         "fastee": importlib.import_module("fastee").__version__,
         "python": sys.version.split()[0],
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cpu": _cpu_name()},
-        "native": {"libfastee": native.hot is not None, "scheduler": native.core is not None, "isa": native.isa(), "isas": native.isas()},
+        "native": {"libfastee": native.hot is not None, "libfastee_cuda": cuda.missing() or "runs", "scheduler": native.core is not None, "isa": native.isa(), "isas": native.isas()},
         "torch": {
             "version": str(torch.__version__), "cuda": torch.cuda.is_available(), "threads": torch.get_num_threads(),
             "dlpack_exchange": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
         },
         "backends": {op.name: {b.name: "runs" for b in op.backends} for op in _ops.values()},
-        "absent_backends": ABSENT,
         "versions": versions,
         "tools": tools,
         "environment": {k: v for k, v in os.environ.items() if k.startswith("FASTEE_")},

@@ -18,7 +18,7 @@ struct QuantizeArgs {
   bool whole;
 };
 
-__global__ void __launch_bounds__(kQuantizeMost) quantize_rows(const __grid_constant__ QuantizeArgs a) {
+__global__ void __launch_bounds__(kQuantizeMost, 4) quantize_rows(const __grid_constant__ QuantizeArgs a) {
   unsigned* words = reinterpret_cast<unsigned*>(shared_memory());
   const int64_t b = blockIdx.x, width = a.element == kF32 ? 4 : 2;
   Row x{static_cast<const uint8_t*>(a.x) + b * a.row_stride * width, a.element, a.whole};

@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
-from . import _check, _cpu, _library, _numba, _triton
+from . import _check, _cpu, _cuda, _library, _numba, _triton
 from .results import ROWS, ExitHeadResult, ExitStepResult
 
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
@@ -36,6 +36,13 @@ def numba_declines(x, weight, bias, pool, norm, *rule) -> str | None:
     if isinstance(weight, ROWS):
         return "int8 weights (this backend computes fp32)"
     return _numba.floats(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
+
+
+def cuda_declines(x, weight, bias, pool, norm, *rule) -> str | None:
+    quantized = isinstance(weight, ROWS)
+    w = weight.data if quantized else weight
+    floats = (x, None if quantized else w, bias, *(norm or ())[1:3])
+    return _cuda.elsewhere(w) or _cuda.floats(*floats) or _cuda.wide(w.shape[1]) or layout(x, w, bias, pool, norm)
 
 
 def triton_declines(x, weight, bias, pool, norm, *rule) -> str | None:
@@ -87,6 +94,7 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
         return ExitStepResult(r.label, r.confidence.float(), r.exits, stats, r.index, count, r.logits)
 
     backends = (
+        dispatch.Backend("cuda", lambda *args: _cuda.head(*args, step), cuda_declines, lambda x, weight, *rest: _cuda.large(x, weight)),
         dispatch.Backend("triton", lambda *args: _triton.head(*args, step), triton_declines),
         dispatch.Backend("cpu", run_cpu, cpu_declines),
         dispatch.Backend("numba", run_numba, numba_declines, lambda x, w, *rest: _numba.not_ready("exit_head") or _numba.large(x, w)),

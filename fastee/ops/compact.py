@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba, _triton
+from . import _check, _cpu, _cuda, _library, _numba, _triton
 from .results import CompactResult
 
 
@@ -33,6 +33,7 @@ _op = dispatch.register(
     dispatch.Op(
         "compact",
         (
+            dispatch.Backend("cuda", _cuda.compact, _cuda.elsewhere),
             dispatch.Backend("triton", _triton.compact, _triton.elsewhere),
             dispatch.Backend("cpu", _run_cpu, _cpu.elsewhere),
             dispatch.Backend("numba", _run_numba, _numba.elsewhere, lambda mask: _numba.not_ready("compact")),

@@ -7,8 +7,8 @@ from torch.compiler import is_compiling
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
-from . import _check, _cpu, _library, _numba, _triton
-from ._head import RULE, dequantized, layout, numba_declines, triton_declines
+from . import _check, _cpu, _cuda, _library, _numba, _triton
+from ._head import RULE, cuda_declines, dequantized, layout, numba_declines, triton_declines
 from .exit_step import _op as _step
 from .quantize_rows import DTYPES, _check_quantize, _quantize
 from .results import ROWS, ExitPackResult, QuantizedRows
@@ -67,6 +67,12 @@ _op = dispatch.register(
     dispatch.Op(
         "exit_pack",
         (
+            dispatch.Backend(
+                "cuda",
+                lambda *args: _cuda.exit_pack(*args, DTYPES[args[-2]]),
+                lambda *a: cuda_declines(*a[:9]) or _cpu.contiguous_rows("x", a[0]),
+                lambda x, weight, *rest: _cuda.large(x, weight),
+            ),
             dispatch.Backend(
                 "triton", lambda *args: _triton.exit_pack(*args, DTYPES[args[-2]]), lambda *a: triton_declines(*a[:9]) or _cpu.contiguous_rows("x", a[0])
             ),

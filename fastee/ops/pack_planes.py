@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba, _triton
+from . import _check, _cpu, _cuda, _library, _numba, _triton
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -86,6 +86,10 @@ def _reference_unpack(data, dtype, shape, first, count):
     return flat if shape is None else flat.view(shape)
 
 
+def _cuda_unpack(data, dtype, shape, first, count):
+    return _cuda.unpack_planes(data, dtype, _info(data)[1], shape, first, count)
+
+
 def _triton_unpack(data, dtype, shape, first, count):
     kind, total = _info(data)
     return _triton.unpack_planes(data, kind, total, shape, first, count)
@@ -117,6 +121,7 @@ _pack = dispatch.register(
     dispatch.Op(
         "pack_planes",
         (
+            dispatch.Backend("cuda", _cuda.pack_planes, _cuda.elsewhere),
             dispatch.Backend("triton", lambda h: _triton.pack_planes(h, TYPES.index(h.dtype)), _triton.elsewhere),
             dispatch.Backend("cpu", lambda h: native.hot.pack_planes(h.detach().contiguous()), _cpu.elsewhere),
             dispatch.Backend("numba", _numba_pack, _numba.elsewhere, lambda h: _numba.not_ready("pack_planes")),
@@ -129,6 +134,7 @@ _unpack = dispatch.register(
     dispatch.Op(
         "unpack_planes",
         (
+            dispatch.Backend("cuda", _cuda_unpack, lambda data, *rest: _cuda.elsewhere(data)),
             dispatch.Backend("triton", _triton_unpack, lambda data, *rest: _triton.elsewhere(data)),
             dispatch.Backend("cpu", _run_unpack, lambda data, *rest: _cpu.elsewhere(data)),
             dispatch.Backend("numba", _numba_unpack, _numba.elsewhere, lambda *a: _numba.not_ready("pack_planes")),

@@ -8,7 +8,7 @@ from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 
-from . import _check, _cpu, _library, _numba, _triton
+from . import _check, _cpu, _cuda, _library, _numba, _triton
 from .results import ROWS, QuantizedRows
 
 FORMATS = ("int8", "int4", "fp8_e4m3", "bf16")
@@ -96,6 +96,12 @@ def _numba_dequantize(data, scale, group, format, shape):
     return out
 
 
+def _cuda_quantize(x, format, group):
+    data, scale = _empty(x, format, group)
+    _cuda.quantize_rows(x, format, group, data, scale)
+    return QuantizedRows(data, scale, format, group, tuple(x.shape))
+
+
 def _triton_quantize(x, format, group):
     data, scale = _empty(x, format, group)
     _triton.quantize_rows(x, format, group, data, scale)
@@ -130,6 +136,7 @@ _quantize = dispatch.register(
     dispatch.Op(
         "quantize_rows",
         (
+            dispatch.Backend("cuda", _cuda_quantize, lambda x, f, g: _cuda.floats(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend("triton", _triton_quantize, lambda x, f, g: _triton.floats(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend("cpu", _run_quantize, lambda x, f, g: _cpu.floats(x) or _cpu.contiguous_rows("x", x)),
             dispatch.Backend("numba", _numba_quantize, _numba_quantize_declines, lambda *a: _numba.not_ready("quantize_rows")),

@@ -20,7 +20,7 @@ struct PackTile {
 };
 
 template <int N, int R>
-__global__ void __launch_bounds__(kHeadThreads) exit_pack(const __grid_constant__ HeadTile t, const __grid_constant__ PackTile p) {
+__global__ void __launch_bounds__(kHeadThreads, 1) exit_pack(const __grid_constant__ HeadTile t, const __grid_constant__ PackTile p) {
   const Judged j = head_tile<N, R>(t);
   if (!j.here || (!p.extent && (!t.index || t.tiles == 1))) return;
   const int64_t rows = t.head.x.rows, reserved = 4 * p.groups * rows, width = p.element == kF32 ? 4 : 2;

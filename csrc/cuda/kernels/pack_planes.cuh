@@ -183,8 +183,8 @@ static __global__ void __launch_bounds__(kPlaneThreads) pack_planes(const __grid
     }
   }
   if (rank < kPlaneHead) {
-    const unsigned head[5] = {coded ? (narrow ? 2u : 1u) : 0u, static_cast<unsigned>(escapes), static_cast<unsigned>(escapes) >> 8, narrow ? floor : 0, 0};
-    s.image[rank] = static_cast<uint8_t>(!coded ? 0 : rank < 7 ? s.table[rank] : head[rank - 7]);
+    const uint64_t tail = (narrow ? 2u : 1u) | static_cast<uint64_t>(escapes) << 8 | static_cast<uint64_t>(narrow ? floor : 0) << 24;  // bytes 7 to 11
+    s.image[rank] = static_cast<uint8_t>(!coded ? 0 : rank < 7 ? s.table[rank] : tail >> (8 * (rank - 7)));
   }
   const int end = coded ? at.list + listed : kPlaneHead + raw;
   if (rank < size - end) s.image[end + rank] = 0;

@@ -24,8 +24,8 @@ extern "C" {
 FASTEE_CUDA_API int32_t fastee_cuda_abi_version(void);
 FASTEE_CUDA_API const char* fastee_cuda_last_error(void);
 
-/* Working memory on the device. `sync` must be zero before its first use, and every call leaves it zero; `scratch` may hold anything. Both
- * are aligned to 16 bytes. */
+/* Working memory on the device. `sync` must be zero before its first use, and every call leaves it zero; `scratch` may hold anything. They
+ * are aligned to 8 and 16 bytes. */
 typedef struct {
   void* sync;
   int64_t sync_bytes;

@@ -1,7 +1,7 @@
 """libfastee_cuda: device kernels behind a C ABI (``csrc/include/fastee/cuda.h``), called through ctypes, which wants no compiler here.
 
 A call costs some microseconds of Python; inside a CUDA graph, where checks belong, it costs nothing. Kernels know tensors and numbers,
-nothing of fastee. Working memory that must be zero between launches is kept per stream.
+nothing of fastee. `sync` is zeroed memory, aligned to 8 bytes, for `sync_bytes` of the rows; launches that share it follow each other.
 """
 
 from __future__ import annotations
@@ -118,30 +118,20 @@ def _stream(t: Tensor) -> c_void_p:
     return c_void_p(torch.cuda.current_stream(t.device).cuda_stream)
 
 
-_zeroed: dict[tuple[int, int], Tensor] = {}
+def sync_bytes(rows: int) -> int:
+    """Return how many zeroed bytes a call for so many rows needs; it leaves them zero."""
+    return _load().fastee_cuda_sync_bytes(rows)
 
 
-def _sync(x: Tensor, nbytes: int) -> Tensor:
-    """Return zeroed memory that launches on the current stream share, each leaving it zero; a captured launch gets its own."""
-    if torch.cuda.is_current_stream_capturing():
-        return torch.zeros(nbytes, dtype=torch.uint8, device=x.device)  # the graph zeroes it at every replay
-    key = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
-    held = _zeroed.get(key)
-    if held is None or held.numel() < nbytes:
-        held = _zeroed[key] = torch.zeros(max(4096, 2 * nbytes), dtype=torch.uint8, device=x.device)
-    return held
+def _memory(sync: Tensor, scratch: int = 0) -> tuple[_Memory, Tensor]:
+    space = torch.empty(max(scratch, 1), dtype=torch.uint8, device=sync.device)
+    return _Memory(sync.data_ptr(), sync.nbytes, space.data_ptr(), space.numel()), space
 
 
-def _memory(x: Tensor, rows: int, scratch: int = 0) -> tuple[_Memory, tuple[Tensor, ...]]:
-    sync = _sync(x, _load().fastee_cuda_sync_bytes(rows))
-    space = torch.empty(max(scratch, 1), dtype=torch.uint8, device=x.device)
-    return _Memory(sync.data_ptr(), sync.numel(), space.data_ptr(), space.numel()), (sync, space)
-
-
-def compact(mask: Tensor, index: Tensor, count: Tensor) -> None:
+def compact(mask: Tensor, index: Tensor, count: Tensor, sync: Tensor) -> None:
     """Order the rows of `mask` [B] into `index` int64 [B]; `count` int64 [] on the device."""
     with torch.cuda.device(mask.device):
-        memory, keep = _memory(mask, mask.shape[0] // 4096 + 1)
+        memory, _ = _memory(sync)
         _call("compact", _pointer(mask), c_void_p(index.data_ptr()), c_void_p(count.data_ptr()), ctypes.byref(memory), _stream(mask))
 
 
@@ -151,7 +141,7 @@ def quantize_rows(x: Tensor, format: str, group: int | None, data: Tensor, scale
         _call("quantize_rows", _pointer(x), FORMATS.index(format), c_int64(group or 0), _pointer(data), _pointer(scale) if format != "bf16" else None, _stream(x))
 
 
-def exit_head(x, weight, weight_scale, bias, pool, norm, norm_weight, norm_bias, eps, measure, threshold, temperature, mask, logits, step, pack=None):
+def exit_head(x, weight, weight_scale, bias, pool, norm, norm_weight, norm_bias, eps, measure, threshold, temperature, mask, logits, step, sync, pack=None):
     """Run one exit on the current stream.
 
     Returns label, confidence, exits (uint8), stats fp32 [4, B], index, count (0-d, both None without `step`) and logits or None. With
@@ -168,7 +158,7 @@ def exit_head(x, weight, weight_scale, bias, pool, norm, norm_weight, norm_bias,
         out = _HeadOut(_Stats(label.data_ptr(), *(s.data_ptr() for s in stats), None), *(_address(t) for t in (confidence, exits, z, index, count)))
         format, group, buffer, extent = pack or (None,) * 4
         groups = 0 if format in (None, "bf16") else x.shape[1:].numel() // (group or x.shape[1:].numel())
-        memory, keep = _memory(x, rows, _load().fastee_cuda_scratch_bytes(rows, weight.shape[1], classes, groups))
+        memory, keep = _memory(sync, _load().fastee_cuda_scratch_bytes(rows, weight.shape[1], classes, groups))
         tail = (ctypes.byref(memory), _stream(x))
         if pack is None:
             _call("exit_head", _pointer(x), ctypes.byref(head), ctypes.byref(out), *tail)
@@ -178,14 +168,14 @@ def exit_head(x, weight, weight_scale, bias, pool, norm, norm_weight, norm_bias,
     return label, confidence, exits, stats, index, count, z
 
 
-def pack_planes(h: Tensor) -> tuple[Tensor, Tensor]:
+def pack_planes(h: Tensor, sync: Tensor) -> tuple[Tensor, Tensor]:
     """Pack contiguous h; returns a buffer uint8 with room for any content, and how many bytes of it count (int64 [], on the device)."""
     n = h.numel()
     blocks = -(-n // 2048)
     out = torch.empty(16 + 4 * (blocks + 1) + 16 * blocks + n * h.element_size(), dtype=torch.uint8, device=h.device)
     nbytes = torch.empty((), dtype=torch.int64, device=h.device)
     with torch.cuda.device(h.device):
-        memory, keep = _memory(h, blocks)
+        memory, _ = _memory(sync)
         _call("pack_planes", _pointer(h), c_void_p(out.data_ptr()), c_int64(out.numel()), c_void_p(nbytes.data_ptr()), ctypes.byref(memory), _stream(h))
     return out, nbytes
 
