@@ -60,6 +60,23 @@ endif
 bench: build
 	$(PY) -m benchmarks run $(or $(OPS),exit_step attach scheduler) $(ARGS)
 
+# On a machine with a GPU, with the Python that has a CUDA torch: .venv where there is one, else the system's. Built for that GPU alone.
+GPU_PY := $(shell test -x $(PY) && echo $(PY) || command -v $(PYTHON))
+GPU_RUN = PYTHONPATH=$(CURDIR) $(GPU_PY) -m
+define ON_GPU
+	@why=$$($(GPU_PY) tests/gpu/here.py 2>&1) || { echo "$@: skipped: $$why"; exit 0; }; \
+	{ cmake -S . -B build-gpu -G Ninja -DPython_EXECUTABLE=$$(command -v $(GPU_PY)) -DFASTEE_TESTS=OFF && cmake --build build-gpu; } \
+	  >build-gpu.log 2>&1 || { tail -20 build-gpu.log; echo "$@: no native parts; Triton's kernels run without them"; }; \
+	$(1)
+endef
+
+test-gpu: ## on a GPU: every op against its definition and float64, streams, graphs, compute-sanitizer (some minutes)
+	$(call ON_GPU,FASTEE_TEST_DEVICE=cuda $(GPU_RUN) pytest -q -n 4 -p no:cacheprovider -k "triton or cuda" tests/ops \
+	  && $(GPU_RUN) pytest -q -n 4 -p no:cacheprovider tests/gpu $(ARGS))
+
+bench-gpu: ## on a GPU: rows to benchmarks/results/<gpu>.jsonl, or to RESULTS=dir (some minutes)
+	$(call ON_GPU,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS))
+
 plots: build
 	$(PY) -m benchmarks plot
 

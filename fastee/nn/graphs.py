@@ -1,4 +1,4 @@
-"""The batch runner on CUDA graphs: every segment captured once per batch bucket, rows that left stay in the batch until it pays to move the rest.
+"""The batch runner on CUDA graphs: segments captured per batch bucket; rows that left stay in the batch until it pays to move the rest.
 
 A bucket holds as many rows as its graphs were captured for. Rows that left, and rows that fill a bucket up, are dead: they are computed
 along and change nothing. After a segment the number of live rows goes to pinned memory; the host looks at it when it has arrived, or waits
@@ -71,13 +71,14 @@ class GraphRunner:
     when it has come by itself, ``always`` waits for it after every exit, ``auto`` waits where the expected saving exceeds the pause.
 
     ``runner(x)`` answers like ``net(x)``: a row takes the exit that the network alone would choose. What it cannot run from graphs
-    (another shape, dtype or device, more rows than the largest bucket, no live exit) goes to ``net(x)``; ``declines(x)`` says why. A network
+    (another shape, dtype or device, more rows than the largest bucket, no live exit) goes to ``net(x)``; ``declines`` says why. A network
     that cannot be captured raises `RuntimeError` with the segment's number. A changed rule or changed heads are captured again; call
     `capture` when the backbone's weights have moved (changed in place they need nothing).
 
     >>> import fastee, torch
     >>> from fastee.nn.graphs import GraphRunner
-    >>> net = fastee.attach(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)), exits=["0"], num_classes=3, example=torch.zeros(1, 4))
+    >>> body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    >>> net = fastee.attach(body, ["0"], num_classes=3, example=torch.zeros(1, 4))
     >>> GraphRunner(net.eval(), torch.zeros(8, 4)).declines((torch.zeros(8, 4),))
     'a tensor on cpu: graphs are captured on CUDA devices'
     """
@@ -122,7 +123,11 @@ class GraphRunner:
 
     def _state(self) -> tuple:
         heads = self.net.heads  # a batch norm is folded into a copy of their weights
-        return self.net.measure, tuple(self.net.thresholds), tuple((t.data_ptr(), t._version) for t in (*heads.parameters(), *heads.buffers()))
+        return (
+            self.net.measure,
+            tuple(self.net.thresholds),
+            tuple((t.data_ptr(), t._version) for t in (*heads.parameters(), *heads.buffers())),
+        )
 
     # capture
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def walk(x: Tensor, pool: str) -> tuple[Tensor, tuple[int, int, int, int, int, int]]:
-    """Return what a pool reads of x, and (rows, features, inner, row stride, feature stride, inner stride) of it; layouts as `_cpu.pooled` takes them."""
+    """Return what a pool reads of x, and (rows, features, inner, row stride, feature stride, inner stride); layouts as `_cpu.pooled`."""
     if pool in ("cls", "last"):
         x = x[:, 0 if pool == "cls" else -1]
     if pool == "mean_tokens":

@@ -66,7 +66,9 @@ def on(x: Tensor):
 
 def tuning(x: Tensor) -> Any:
     """Return the heuristics for the device of x."""
-    return importlib.import_module("fastee.kernels.triton._tuning").tuning(_name(x.device.index) if x.device.type == "cuda" else "interpreter")
+    return importlib.import_module("fastee.kernels.triton._tuning").tuning(
+        _name(x.device.index) if x.device.type == "cuda" else "interpreter"
+    )
 
 
 @functools.cache
@@ -143,7 +145,9 @@ def _memory(made, how, rows, second, x, step, logits):
     if step is None:
         return kernel("exit_head", "Out")(label, stats), scratch
     index, count = (new(rows, dtype=torch.int64), new(dtype=torch.int64)) if step else (None, None)
-    out = kernel("exit_head", "Out")(label, stats, new(rows), new(rows, dtype=torch.uint8), new(rows, made.weight.shape[0]) if logits else None, index, count)
+    out = kernel("exit_head", "Out")(
+        label, stats, new(rows), new(rows, dtype=torch.uint8), new(rows, made.weight.shape[0]) if logits else None, index, count
+    )
     return out, scratch
 
 
@@ -179,7 +183,9 @@ def row_stats(logits, temperature, second_moment):
         states = rows * tiles if tiles > 1 else 0
         new = lambda *size, dtype=float32: torch.empty(size, dtype=dtype, device=logits.device)
         label, stats = new(rows, dtype=torch.int64), new(5 if second_moment else 4, rows)
-        kernel("row_stats")(logits.detach(), temperature, second_moment, label, stats, new(6 * states), new(states, dtype=torch.int32), tuning(logits))
+        kernel("row_stats")(
+            logits.detach(), temperature, second_moment, label, stats, new(6 * states), new(states, dtype=torch.int32), tuning(logits)
+        )
     return RowStats(label, *stats)
 
 
@@ -259,7 +265,9 @@ def quantize_rows(x, format, group, data, scale):
     flat = data.view(torch.int16 if format == "bf16" else torch.uint8)
     with on(x):
         codes = _codes(x.shape[0], row // length, length, format, x.device)
-        kernel("quantize_rows")(_as_rows(x), x.shape[0], row // length, length, None, None, format, flat, scale, codes, native_fp8(x), False, tuning(x))
+        kernel("quantize_rows")(
+            _as_rows(x), x.shape[0], row // length, length, None, None, format, flat, scale, codes, native_fp8(x), False, tuning(x)
+        )
 
 
 def dequantize_rows(data, scale, group, format, shape):
@@ -278,7 +286,17 @@ class DevicePack:
     ``.buffer`` uint8: ``.wire`` are its first bytes, as many as ``.count`` (0-d tensor on the device) says.
     """
 
-    def __init__(self, step: ExitStepResult, buffer: Tensor, row: tuple[int, ...], row_bytes: int, scales: int, format: str, group: int | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        step: ExitStepResult,
+        buffer: Tensor,
+        row: tuple[int, ...],
+        row_bytes: int,
+        scales: int,
+        format: str,
+        group: int | None,
+        dtype: torch.dtype,
+    ):
         self.label, self.confidence, self.exits, self.stats, self.index, self.count, self.logits = step
         self.buffer, self._made = buffer, None
         self._row, self._row_bytes, self._scales, self._format, self._group, self._dtype = row, row_bytes, scales, format, group, dtype
@@ -299,7 +317,9 @@ class DevicePack:
         return self._made
 
     def __iter__(self):
-        return iter(ExitPackResult(self.label, self.confidence, self.exits, self.stats, self.index, self.count, self.wire, self.packed, self.logits))
+        return iter(
+            ExitPackResult(self.label, self.confidence, self.exits, self.stats, self.index, self.count, self.wire, self.packed, self.logits)
+        )
 
 
 def exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, format, group, dtype):
@@ -314,7 +334,8 @@ def exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         codes = _codes(rows, row // length, length, format, x.device)
         kernel("exit_pack")(
             made, how, MEASURES.index(measure), threshold, out, scratch, _as_rows(x), row // length, length, format,
-            buffer[: 4 * scales * rows].view(float32), buffer.view(torch.int16) if format == "bf16" else buffer, codes, native_fp8(x), tuning(x),
+            buffer[: 4 * scales * rows].view(float32), buffer.view(torch.int16) if format == "bf16" else buffer, codes,
+            native_fp8(x), tuning(x),
         )  # fmt: skip
     return DevicePack(_result(out, True), buffer, tuple(x.shape[1:]), row_bytes, scales, format, group, dtype)
 
@@ -325,10 +346,12 @@ def pack_planes(h, kind):
     values = values.view(torch.int32 if kind == 0 else torch.int16)
     start, size = kernel("pack_planes", "capacity")(values.numel(), values.element_size())
     new = lambda *shape, dtype=torch.uint8: torch.empty(shape, dtype=dtype, device=h.device)
-    blocks = -(-values.numel() // 1024)
+    blocks, row = kernel("pack_planes", "blocks")(values.numel()), kernel("pack_planes", "ROW")
     data, nbytes = new(size), new(dtype=torch.int64)
     with on(h):
-        kernel("pack_planes")(values, kind, new(blocks, 8), new(blocks, dtype=torch.int32), data, data[16:start].view(torch.int32), nbytes)
+        kernel("pack_planes")(
+            values, kind, new(blocks, row), new(blocks, dtype=torch.int32), data, data[16:start].view(torch.int32), nbytes
+        )
     return data[: int(nbytes)].clone()
 
 

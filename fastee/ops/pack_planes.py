@@ -69,8 +69,9 @@ def _begin(data) -> np.ndarray:
     out = np.zeros(data.numel(), np.uint8)  # pages that are never touched cost nothing
     out[:16] = data[:16].cpu().numpy()
     values = int.from_bytes(out[8:16].tobytes(), "little", signed=True)
-    if 0 <= values // 1024 <= out.size // 4:
-        stop = 16 + 4 * (-(-values // 1024) + 1)
+    blocks = -(-values // 2048)
+    if 0 <= blocks <= out.size // 4:
+        stop = 16 + 4 * (blocks + 1)
         out[:stop] = data[:stop].cpu().numpy()
     return out
 

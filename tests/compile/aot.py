@@ -33,15 +33,19 @@ def calls():
     on = {"backend": "triton"}
     norm = ops.Norm("layer", e(768), e(768))
     yield "exit_step small", lambda: ops.exit_step(e(8, 256, 8, 8), e(10, 256), e(10), **on)
-    yield "exit_step small bf16 tokens layer", lambda: ops.exit_step(
-        e(8, 128, 768, dtype=bf16), e(16, 768, dtype=bf16), e(16), "mean_tokens", norm, mask=e(8, 128, dtype=torch.bool), **on
+    yield (
+        "exit_step small bf16 tokens layer",
+        lambda: ops.exit_step(
+            e(8, 128, 768, dtype=bf16), e(16, 768, dtype=bf16), e(16), "mean_tokens", norm, mask=e(8, 128, dtype=torch.bool), **on
+        ),
     )
     yield "exit_step tiles bf16", lambda: ops.exit_step(e(256, 2048, dtype=bf16), e(1000, 2048, dtype=bf16), e(1000), "none", **on)
     yield "exit_step tiles fp32 rms", lambda: ops.exit_step(e(256, 768), e(1000, 768), None, "none", ops.Norm("rms", e(768)), **on)
     yield "linear_stats vocabulary bf16", lambda: ops.linear_stats(e(64, 4096, dtype=bf16), e(128_256, 4096, dtype=bf16), **on)
     yield "linear_stats vocabulary fp32 two moments", lambda: ops.linear_stats(e(64, 1024), e(32_000, 1024), second_moment=True, **on)
-    yield "exit_step vocabulary int8", lambda: ops.exit_step(
-        e(64, 4096, dtype=bf16), ops.QuantizedRows(e(32_000, 4096, dtype=torch.int8), e(32_000)), None, "none", **on
+    yield (
+        "exit_step vocabulary int8",
+        lambda: ops.exit_step(e(64, 4096, dtype=bf16), ops.QuantizedRows(e(32_000, 4096, dtype=torch.int8), e(32_000)), None, "none", **on),
     )
     yield "row_stats", lambda: ops.row_stats(e(32, 1000), **on)
     yield "row_stats wide", lambda: ops.row_stats(e(32, 128_256, dtype=bf16), **on)
@@ -80,12 +84,12 @@ def _planes(e, dtype):
     bits = e(8192, dtype=torch.int32 if kind == 0 else torch.int16)
     data = torch.zeros(1 << 16, dtype=torch.uint8)
     offsets, number = data[16:64].view(torch.int32), e(dtype=torch.int64)
-    launchers[0](bits, kind, data[: 8 * 8], offsets, data, offsets, number)
+    launchers[0](bits, kind, data, offsets, data, offsets, number)
     launchers[1](data, 8192, kind, offsets, 0, bits, number)
 
 
 def recorded():
-    """Run `calls` with a launcher that launches nothing; return {name: (module, kernel, signature, constants, attributes, options)}, each kernel variant once."""
+    """Run `calls` with a launcher that launches nothing; return {name: `specimen`}, each kernel variant once."""
     from fastee.kernels import triton as package
     from fastee.kernels.triton import KERNELS, _launch, load
     from fastee.kernels.triton._tuning import Tuning

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100: it compiles, spills nothing, and needs no more than was recorded."""
+"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100: it fits, and needs no more than was recorded."""
 
 import json
 import os
@@ -46,7 +46,11 @@ def test_every_kernel_is_compiled(compiled):
             if isinstance(node, ast.FunctionDef) and node.decorator_list:
                 written.add(node.name)
     reached = {name.rsplit(": ", 1)[1] for name in compiled}
-    launched = {n for n in written if any(f"launch({n}," in p.read_text() or f"launch(\n        {n}," in p.read_text() for p in triton.HERE.glob("*.py"))}
+    launched = {
+        n
+        for n in written
+        if any(f"launch({n}," in p.read_text() or f"launch(\n        {n}," in p.read_text() for p in triton.HERE.glob("*.py"))
+    }
     assert launched and launched == reached
 
 

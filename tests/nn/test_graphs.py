@@ -150,7 +150,11 @@ def test_nan_rows_run_to_the_end(net):
 
 def test_what_graphs_cannot_run_goes_to_the_network(net):
     runner = GraphRunner(net, torch.zeros(4, 6), layer=Layer())
-    for x, why in ((torch.randn(5, 6), "5 rows: captured for 1 to 4"), (torch.randn(0, 6), "0 rows"), (torch.randn(2, 6).double(), "torch.float64")):
+    for x, why in (
+        (torch.randn(5, 6), "5 rows: captured for 1 to 4"),
+        (torch.randn(0, 6), "0 rows"),
+        (torch.randn(2, 6).double(), "torch.float64"),
+    ):
         assert why in runner.declines((x,))
     big = torch.randn(9, 6)
     same(runner(big), net(big))
@@ -172,7 +176,13 @@ def test_a_segment_that_cannot_be_captured_is_named(net):
         GraphRunner(net, torch.zeros(4, 6), layer=Broken()).capture()
 
 
-@pytest.mark.parametrize("options,text", [({"wait": "late"}, "wait: expected one of auto, never, always, got 'late'"), ({"batch_sizes": (1, 9)}, "batch_sizes: expected numbers from 1 to 4")])
+@pytest.mark.parametrize(
+    "options,text",
+    [
+        ({"wait": "late"}, "wait: expected one of auto, never, always, got 'late'"),
+        ({"batch_sizes": (1, 9)}, "batch_sizes: expected numbers from 1 to 4"),
+    ],
+)
 def test_bad_arguments(net, options, text):
     with pytest.raises(ValueError, match=text):
         GraphRunner(net, torch.zeros(4, 6), **options)

@@ -1,11 +1,42 @@
-"""One body per op, every way of running it: the reference, numba, and the native kernels on each instruction set of this CPU."""
+"""One body per op, every way of running it: the reference, numba, and the native kernels on each instruction set of this CPU.
+
+With FASTEE_TEST_DEVICE=cuda (`make test-gpu`) the device backends run on that device: inputs and results are moved around every call.
+"""
+
+import os
 
 import pytest
 
-from fastee import native
+from fastee import dispatch, native, ops
+from fastee.errors import BackendUnavailable
 from fastee.kernels import numba, triton
+from fastee.testing.device import on_device
 
-WAYS = ["reference", "numba", "triton", *[f"cpu-{isa}" for isa in ("scalar", "emu16", "neon", "avx2", "avx512")]]
+DEVICE = os.environ.get("FASTEE_TEST_DEVICE")
+WAYS = ["reference", "numba", "triton", "cuda", *[f"cpu-{isa}" for isa in ("scalar", "emu16", "neon", "avx2", "avx512")]]
+
+
+def moved(function):
+    """Return an op whose device backends are called on DEVICE; what such a backend declines is a skip."""
+    there = on_device(function, DEVICE)
+
+    def call(*args, backend=None, **kwargs):
+        if backend not in ("triton", "cuda"):
+            return function(*args, backend=backend, **kwargs)
+        try:
+            return there(*args, backend=backend, **kwargs)
+        except BackendUnavailable as why:
+            pytest.skip(str(why))
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(monkeypatch):
+    """Move every call of a device backend to DEVICE, if there is one."""
+    if DEVICE:
+        for name in dispatch._ops:
+            monkeypatch.setattr(ops, name, moved(getattr(ops, name)))
 
 
 @pytest.fixture(params=WAYS)
@@ -24,7 +55,9 @@ def way(request):
     else:
         if backend == "numba" and numba.missing():
             pytest.skip(numba.missing())
-        if backend == "triton" and (triton.missing() or not triton.INTERPRETED):
+        if backend == "cuda" and not DEVICE:
+            pytest.skip("needs a CUDA device: make test-gpu")
+        if backend == "triton" and (triton.missing() or not (triton.INTERPRETED or DEVICE)):
             pytest.skip(triton.missing() or "triton's kernels run in a process of its own: tests/compile/test_interpreter.py")
         yield backend
 

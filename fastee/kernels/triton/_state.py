@@ -1,4 +1,4 @@
-"""The confidence state of a set of logits: top, its index, runner-up, s = sum e^u, t = sum u e^u with u = z - top; s2 and t2 the same of e^2u.
+"""The confidence state of a set of logits: top, its index, runner-up, s = sum e^u, t = sum u e^u with u = z - top; s2, t2 the same of e^2u.
 
 An empty set has top -inf and s 0. NaN and +inf make s NaN and stay NaN through every merge.
 """
@@ -75,7 +75,7 @@ def store_state(state, args, at, size, live, top, arg, second, s, t, s2, t2, SEC
 
 @triton.jit
 def load_merged(state, args, row, live, rows, size, tiles, TILES: tl.constexpr, SECOND: tl.constexpr):
-    """Return the merged states [R] of `row` [R], whose tiles lie `rows` apart. Past L1: another program of this launch may have written them."""
+    """Return the merged states [R] of `row` [R], whose tiles lie `rows` apart. Past L1: another program may have made them."""
     tile = tl.arange(0, TILES)
     at = row[:, None] + tile[None, :].to(tl.int64) * rows
     here = live[:, None] & (tile < tiles)[None, :]

@@ -59,7 +59,10 @@ def scratch(n, tuning):
 
 
 def compact(mask, index, count, counts, tuning):
-    """Order the rows by `mask` (uint8 [B], any stride) into index int64 [B], count int64 []; `counts` int32 [scratch]. One launch, two above `compact_single`."""
+    """Order the rows by `mask` (uint8 [B], any stride) into index int64 [B] and count int64 []; `counts` int32 [scratch].
+
+    One launch, two above `compact_single` rows.
+    """
     n, stride, block = mask.shape[0], mask.stride(0), tuning.compact_block
     if n <= tuning.compact_single:
         launch(single, (1,), mask, stride, n, index, count, BLOCK=block, num_warps=8)

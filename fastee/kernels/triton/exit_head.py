@@ -1,4 +1,4 @@
-"""exit_head: pool, norm, linear, statistics and rule, the logits condensed as they are made; with an index also the survivors' order (exit_step).
+"""exit_head: pool, norm, linear, statistics and rule, the logits condensed as they are made; with an index also the order of survivors.
 
 Up to `Tuning.row_classes` classes a program takes one row, pools it and multiplies without tensor cores. More classes go to tiles of
 rows x classes on the tensor cores; the tiles of a row are merged by whoever finishes last (up to `wide_classes`) or by a second launch.
@@ -140,7 +140,7 @@ def merge_kernel(
 
 
 class Head(NamedTuple):
-    """What a head reads. x and `shape` as in `pool`; norm: kind (0 none, 1 layer, 2 rms, 3 affine), weight, bias, eps; weight [C, D] with contiguous rows."""
+    """What a head reads. x and `shape` as in `pool`; norm: kind (0 none, 1 layer, 2 rms, 3 affine), weight, bias, eps; weight [C, D]."""
 
     x: Any
     shape: tuple[int, ...]
@@ -187,7 +187,7 @@ class Plan(NamedTuple):
     stages: int
 
     def scratch(self, rows: int, features: int, second: bool) -> tuple[int, int, int, int]:
-        """Return how much scratch memory is wanted: fp32 states, int32 class numbers, int32 tickets (zero, and zero again after), fp32 features."""
+        """Return how much scratch is wanted: fp32 states, int32 class numbers, int32 tickets (zero before and after), fp32 features."""
         states = rows * self.tiles if self.tiles > 1 else 0
         return (6 if second else 4) * states, states, 1 + ceil_div(rows, self.BB), rows * features if self.pool_first else 0
 
@@ -232,14 +232,15 @@ def exit_head(head: Head, how: Plan, measure: int, threshold: float, second: boo
     product, precision = (WIDE.value if how.how == NARROW.value else how.how, "ieee") if INTERPRETED else (how.how, "tf32x3")
     common: dict[str, Any] = {"MEASURE": measure, "SECOND": second, "TILES": power_of_two(how.tiles), "BLOCK": tuning.step_block}
     launch(
-        head_kernel, (ceil_div(rows, how.BB), how.tiles), x, mask, rows, features, x_row, x_feature, inner, x_inner, norm_weight, norm_bias, eps,
-        weight, weight.stride(0), weight_scale, bias, weight.shape[0], temperature, threshold, out.label, out.stats, out.confidence, out.exits,
-        out.logits, out.index if how.merge_here else None, out.count, scratch.state, scratch.args, scratch.tickets,
+        head_kernel, (ceil_div(rows, how.BB), how.tiles), x, mask, rows, features, x_row, x_feature, inner, x_inner,
+        norm_weight, norm_bias, eps, weight, weight.stride(0), weight_scale, bias, weight.shape[0], temperature, threshold,
+        out.label, out.stats, out.confidence, out.exits, out.logits, out.index if how.merge_here else None, out.count,
+        scratch.state, scratch.args, scratch.tickets,
         POOL=inner > 1 or mask is not None, NORM=kind, HOW=product, PRECISION=precision, MERGE=how.merge_here,
         BB=how.BB, BV=how.BV, BD=how.BD, BI=inner_tile(inner, x_inner), num_warps=how.warps, num_stages=how.stages, **common,
     )  # fmt: skip
     if not how.merge_here:
         launch(
-            merge_kernel, (rows,), rows, how.tiles, temperature, threshold, out.label, out.stats, out.confidence, out.exits, out.index, out.count,
-            scratch.state, scratch.args, scratch.tickets, num_warps=4, **common,
+            merge_kernel, (rows,), rows, how.tiles, temperature, threshold, out.label, out.stats, out.confidence, out.exits, out.index,
+            out.count, scratch.state, scratch.args, scratch.tickets, num_warps=4, **common,
         )  # fmt: skip

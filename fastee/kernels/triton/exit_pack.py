@@ -6,7 +6,8 @@ from .quantize_rows import quantize_rows
 
 
 def exit_pack(
-    head: Head, how: Plan, measure: int, threshold: float, out: Out, scratch: Scratch, rows, groups, length, format, scale, wire, codes, native_fp8, tuning
+    head: Head, how: Plan, measure: int, threshold: float, out: Out, scratch: Scratch,
+    rows, groups, length, format, scale, wire, codes, native_fp8, tuning,
 ):  # fmt: skip
     """Run the step on `head`, then quantise rows ``out.index[:count]`` of `rows` (x as [B, groups * length]).
 

@@ -46,10 +46,11 @@ def gather_rows(x, words, index, out, tuning):
 
 
 def scatter_rows(out, words, index, rows, winner, tuning):
-    """Copy `rows` to rows `index` of `out`, the last one of those with the same index; `winner` is scratch int64 [B] of -1. Two launches."""
+    """Copy `rows` to rows `index` of `out`, the last of those with one index; `winner` is scratch int64 [B] of -1. Two launches."""
     block = _tile(words, out.element_size(), tuning)
     launch(winner_kernel, (index.shape[0],), index, out.shape[0], winner, num_warps=1)
     launch(
-        scatter_kernel, (index.shape[0], ceil_div(words, block)), rows, rows.stride(0), words, index, winner, out, out.shape[0], out.stride(0),
+        scatter_kernel, (index.shape[0], ceil_div(words, block)),
+        rows, rows.stride(0), words, index, winner, out, out.shape[0], out.stride(0),
         BLOCK=block, num_warps=4,
     )  # fmt: skip

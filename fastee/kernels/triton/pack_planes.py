@@ -1,4 +1,4 @@
-"""pack_planes and unpack_planes: the byte format of `fastee.reference.pack_planes`, a program per block of 1,024 values.
+"""pack_planes and unpack_planes: the byte format of `fastee.reference.pack_planes`, a program per block of 2,048 values.
 
 Packing takes three launches: the blocks' code tables and sizes, where each block begins, the blocks themselves.
 """
@@ -11,7 +11,8 @@ import triton.language as tl
 from ._launch import ceil_div, launch, power_of_two
 
 FP32, FP16 = tl.constexpr(0), tl.constexpr(2)  # kinds: 0 fp32, 1 bf16, 2 fp16
-HEAD, BLOCK = tl.constexpr(10), tl.constexpr(1024)
+HEAD, BLOCK = tl.constexpr(12), tl.constexpr(2048)
+ROW = 16 + BLOCK.value  # scratch bytes of a block: code table, form, lowest escape; the escapes in order
 
 
 @triton.jit
@@ -24,35 +25,40 @@ def split_value(v, KIND: tl.constexpr):
 
 @triton.jit
 def bit_plane(bits):
-    """Return the bytes [128] of bits [1024] (int32 0 or 1), value i in bit i % 8 of byte i / 8."""
-    return tl.sum(tl.reshape(bits, (128, 8)) << tl.arange(0, 8)[None, :], 1).to(tl.uint8)
+    """Return the bytes [256] of bits [2048] (int32 0 or 1), value i in bit i % 8 of byte i / 8."""
+    return tl.sum(tl.reshape(bits, (256, 8)) << tl.arange(0, 8)[None, :], 1).to(tl.uint8)
 
 
 @triton.jit
-def sizes_kernel(values, count, tables, sizes, KIND: tl.constexpr):
+def sizes_kernel(values, count, tables, sizes, KIND: tl.constexpr, ROW: tl.constexpr):
     block = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     n = tl.minimum(count - block * BLOCK, BLOCK).to(tl.int32)
     top, exponent = split_value(tl.load(values + block * BLOCK + i, i < n, 0).to(tl.int32), KIND)
-    votes = tl.histogram(tl.where((i < n) & (i % 2 == 0), exponent, 256), 512)  # every second value votes; the rest goes to a bin of its own
+    every = (n // 512) | 1
+    votes = tl.histogram(tl.where((i < n) & (i % every == 0), exponent, 256), 512)  # who does not vote goes to a bin of its own
     bin = tl.arange(0, 512)
     rank = tl.where(bin < 256, votes * 256 + (255 - bin), -1)  # the smaller exponent first among equals
-    escapes = n
+    escape = i < n
     for k in tl.static_range(7):
         best = tl.max(rank, 0)
         exponent_k = 255 - (best & 255)
         rank = tl.where(rank == best, -1, rank)
-        escapes -= tl.sum(((exponent == exponent_k) & (i < n)).to(tl.int32), 0)
-        tl.store(tables + block * 8 + k, exponent_k.to(tl.uint8))
+        escape = escape & (exponent != exponent_k)
+        tl.store(tables + block * ROW + k, exponent_k.to(tl.uint8))
+    escapes = tl.sum(escape.to(tl.int32), 0)
+    lowest, highest = tl.min(tl.where(escape, exponent, 255), 0), tl.max(tl.where(escape, exponent, 0), 0)
+    narrow = highest < lowest + 16
     words = (n + 63) // 64
-    coded = 24 * words + n + escapes
+    coded = 24 * words + n + tl.where(narrow, (escapes + 1) // 2, escapes)
     raw = 2 * n
     if KIND == FP32:
         coded += 2 * n
         raw = 4 * n
     if KIND == FP16:
         coded += 24 * words
-    tl.store(tables + block * 8 + 7, (coded < raw).to(tl.uint8))
+    tl.store(tables + block * ROW + 7, tl.where(coded < raw, 1 + narrow.to(tl.int32), 0).to(tl.uint8))
+    tl.store(tables + block * ROW + 8, tl.where(narrow & (escapes > 0), lowest, 0).to(tl.uint8))
     tl.store(sizes + block, (tl.minimum(coded, raw) + HEAD + 3) // 4)
 
 
@@ -66,7 +72,9 @@ def offsets_kernel(sizes, blocks, count, offsets, header, nbytes, KIND: tl.const
         total += tl.sum(size, 0)
     tl.store(offsets + blocks, total)
     i = tl.arange(0, 16)
-    magic = tl.where(i == 0, 70, tl.where(i == 1, 80, tl.where(i == 2, 76, tl.where(i == 3, 78, tl.where(i == 4, 1, tl.where(i == 5, KIND, 0))))))
+    magic = tl.where(
+        i == 0, 70, tl.where(i == 1, 80, tl.where(i == 2, 76, tl.where(i == 3, 78, tl.where(i == 4, 2, tl.where(i == 5, KIND, 0)))))
+    )
     number = (tl.zeros((16,), tl.int64) + count) >> (8 * tl.maximum(i - 8, 0)).to(tl.int64)
     tl.store(header + i, tl.where(i < 8, magic.to(tl.int64), number & 255).to(tl.uint8))
     tl.store(nbytes, total.to(tl.int64) * 4 + 16 + 4 * (blocks + 1))
@@ -74,13 +82,13 @@ def offsets_kernel(sizes, blocks, count, offsets, header, nbytes, KIND: tl.const
 
 @triton.jit
 def store_low_bytes(out, v, i, n, WIDTH: tl.constexpr):
-    """Write the low WIDTH bytes of v [1024], little-endian: an address here may be odd."""
+    """Write the low WIDTH bytes of v [2048], little-endian: an address here may be odd."""
     for k in tl.static_range(WIDTH):
         tl.store(out + i * WIDTH + k, ((v >> (8 * k)) & 255).to(tl.uint8), i < n)
 
 
 @triton.jit
-def pack_kernel(values, count, tables, offsets, out, KIND: tl.constexpr):
+def pack_kernel(values, count, tables, offsets, out, KIND: tl.constexpr, ROW: tl.constexpr):
     block = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     n = tl.minimum(count - block * BLOCK, BLOCK).to(tl.int32)
@@ -90,18 +98,20 @@ def pack_kernel(values, count, tables, offsets, out, KIND: tl.constexpr):
     end = tl.load(offsets + block + 1).to(tl.int64) * 4
     at = out + begin
     k = tl.arange(0, 16)
-    if tl.load(tables + block * 8 + 7) == 0:
+    table = tables + block * ROW
+    form = tl.load(table + 7).to(tl.int32)
+    if form == 0:
         used = (4 * n if KIND == FP32 else 2 * n) + HEAD
         tl.store(at + k, tl.zeros((16,), tl.uint8), k < HEAD)
         store_low_bytes(at + HEAD, v, i, n, 4 if KIND == FP32 else 2)
     else:
         code = tl.full((BLOCK,), 7, tl.int32)
         for j in tl.static_range(7):
-            code = tl.where(exponent == tl.load(tables + block * 8 + j).to(tl.int32), j, code)
+            code = tl.where(exponent == tl.load(table + j).to(tl.int32), j, code)
         escape = ((code == 7) & (i < n)).to(tl.int32)
         code = tl.where(i < n, code, 0)
         step = 8 * ((n + 63) // 64)
-        byte = tl.arange(0, 128)
+        byte = tl.arange(0, 256)
         planes = at + HEAD
         for bit in tl.static_range(3):
             tl.store(planes + bit * step + byte, bit_plane((code >> bit) & 1), byte < step)
@@ -118,12 +128,20 @@ def pack_kernel(values, count, tables, offsets, out, KIND: tl.constexpr):
         if KIND == FP32:
             store_low_bytes(at + used, v, i, n, 2)
             used += 2 * n
-        place = tl.cumsum(escape, 0) - escape
-        tl.store(at + used + place, exponent.to(tl.uint8), escape != 0)
         escapes = tl.sum(escape, 0)
-        used += escapes
-        table = tl.load(tables + block * 8 + k, k < 8, 0).to(tl.int32)
-        tl.store(at + k, tl.where(k < 8, table, (escapes >> (8 * (k - 8))) & 255).to(tl.uint8), k < HEAD)
+        lowest = tl.load(table + 8).to(tl.int32)
+        tl.store(table + 16 + tl.cumsum(escape, 0) - escape, (exponent - lowest).to(tl.uint8), escape != 0)
+        tl.debug_barrier()  # one thread's escape is another's neighbour
+        if form == 1:
+            tl.store(at + used + i, tl.load(table + 16 + i, i < escapes, 0), i < escapes)
+            used += escapes
+        else:
+            nibble = tl.load(table + 16 + 2 * i, 2 * i < escapes, 0) | tl.load(table + 17 + 2 * i, 2 * i + 1 < escapes, 0) << 4
+            tl.store(at + used + i, nibble, 2 * i < escapes)
+            used += (escapes + 1) // 2
+        codes = tl.load(table + k, k < 8, 0).to(tl.int32)
+        head = tl.where(k < 8, codes, tl.where(k == 8, escapes & 255, tl.where(k == 9, escapes >> 8, tl.where(k == 10, lowest, 0))))
+        tl.store(at + k, head.to(tl.uint8), k < HEAD)
     tl.store(at + used + k, tl.zeros((16,), tl.uint8), begin + used + k < end)
 
 
@@ -153,7 +171,7 @@ def unpack_kernel(data, payload, total, offsets, first, start, count, out, damag
     end = (tl.load(offsets + block + 1).to(tl.int64) & 0xFFFFFFFF) * 4
     size = end - begin
     done = tl.zeros((), tl.int32)
-    if (begin <= end) & (end <= payload) & (size >= HEAD + 2):
+    if (begin <= end) & (end <= payload) & (size >= HEAD):
         at = data + begin
         here = i < n
         kind = tl.load(at + 7).to(tl.int32)
@@ -165,19 +183,32 @@ def unpack_kernel(data, payload, total, offsets, first, start, count, out, damag
         if (kind == 0) & (size == (n * width + HEAD + 3) // 4 * 4):
             v = load_low_bytes(at + HEAD, i, here, width)
             done += 1
-        if (kind == 1) & (size == (high_at + escapes + 3) // 4 * 4):
+        listed = escapes if kind == 1 else (escapes + 1) // 2
+        if ((kind == 1) | (kind == 2)) & (size == (high_at + listed + 3) // 4 * 4):
             inside = i < 8 * step
-            code = plane_bit(at + HEAD, i, inside) | plane_bit(at + HEAD + step, i, inside) << 1 | plane_bit(at + HEAD + 2 * step, i, inside) << 2
+            code = (
+                plane_bit(at + HEAD, i, inside)
+                | plane_bit(at + HEAD + step, i, inside) << 1
+                | plane_bit(at + HEAD + 2 * step, i, inside) << 2
+            )
             escape = (code == 7).to(tl.int32)
             if tl.sum(escape, 0) == escapes:
                 place = tl.cumsum(escape, 0) - escape
                 known = tl.load(at + code, (code < 7) & here, 0).to(tl.int32)
-                other = tl.load(at + high_at + place, (code == 7) & here, 0).to(tl.int32)
+                if kind == 1:
+                    other = tl.load(at + high_at + place, (code == 7) & here, 0).to(tl.int32)
+                else:
+                    other = tl.load(at + high_at + place // 2, (code == 7) & here, 0).to(tl.int32)
+                    other = (((other >> (4 * (place & 1))) & 15) + tl.load(at + 10).to(tl.int32)) & 255
                 exponent = tl.where(code == 7, other, known)
                 low = tl.load(at + low_at + i, here, 0).to(tl.int32)
                 if KIND == FP16:
                     extra = at + HEAD + 3 * step
-                    high = plane_bit(extra, i, inside) << 8 | plane_bit(extra + step, i, inside) << 9 | plane_bit(extra + 2 * step, i, inside) << 15
+                    high = (
+                        plane_bit(extra, i, inside) << 8
+                        | plane_bit(extra + step, i, inside) << 9
+                        | plane_bit(extra + 2 * step, i, inside) << 15
+                    )
                     v = low | high | (exponent & 31) << 10
                 else:
                     v = (low & 0x7F) | exponent << 7 | (low & 0x80) << 8
@@ -191,31 +222,59 @@ def unpack_kernel(data, payload, total, offsets, first, start, count, out, damag
         tl.atomic_min(damaged, block)
 
 
+def blocks(count):
+    """Return how many blocks `count` values make."""
+    return ceil_div(count, BLOCK.value)
+
+
 def capacity(count, item_size):
     """Return (bytes of the header and offsets, bytes that the packed form of `count` values can have at most)."""
-    blocks = ceil_div(count, BLOCK.value)
-    start = 16 + 4 * (blocks + 1)
-    return start, start + 12 * blocks + count * item_size + 4
+    start = 16 + 4 * (blocks(count) + 1)
+    return start, start + 12 * blocks(count) + count * item_size + 4
 
 
 def pack_planes(values, kind, tables, sizes, data, offsets, nbytes):
     """Pack `values` (the bits, int32 or int16 [N], contiguous; kind 0 fp32, 1 bf16, 2 fp16) into data uint8 [capacity].
 
     offsets: int32 view of data behind the 16 bytes of the header; nbytes int64 []: how many bytes are used. Scratch: tables uint8
-    [blocks, 8], sizes int32 [blocks].
+    [blocks, ROW], sizes int32 [blocks].
     """
     count = values.numel()
-    blocks = ceil_div(count, BLOCK.value)
+    number = blocks(count)
     start, _ = capacity(count, 0)
-    launch(sizes_kernel, (blocks,), values, count, tables, sizes, KIND=kind, num_warps=4)
-    launch(offsets_kernel, (1,), sizes, blocks, count, offsets, data, nbytes, KIND=kind, BLOCKS=min(4096, max(16, power_of_two(blocks))), num_warps=8)
-    launch(pack_kernel, (blocks,), values, count, tables, offsets, data[start:], KIND=kind, num_warps=4)
+    launch(sizes_kernel, (number,), values, count, tables, sizes, KIND=kind, ROW=ROW, num_warps=8)
+    launch(
+        offsets_kernel,
+        (1,),
+        sizes,
+        number,
+        count,
+        offsets,
+        data,
+        nbytes,
+        KIND=kind,
+        BLOCKS=min(4096, max(16, power_of_two(number))),
+        num_warps=8,
+    )
+    launch(pack_kernel, (number,), values, count, tables, offsets, data[start:], KIND=kind, ROW=ROW, num_warps=8)
 
 
 def unpack_planes(payload, total, kind, offsets, first, out, damaged):
-    """Unpack values [first, first + out.numel()) of `total` into out (int32 or int16); damaged int64 [] ends at the first damaged block's number."""
+    """Unpack values [first, first + out.numel()) of `total` into out (int32 or int16); damaged int64 [] gets the first damaged block."""
     count = out.numel()
     start, stop = first // BLOCK.value, ceil_div(first + count, BLOCK.value)
     launch(
-        unpack_kernel, (stop - start if count else 0,), payload, payload.numel(), total, offsets, first, start, count, out, damaged, KIND=kind, num_warps=4
+        unpack_kernel,
+        (stop - start if count else 0,),
+        payload,
+        payload.numel(),
+        total,
+        offsets,
+        first,
+        start,
+        count,
+        out,
+        damaged,
+        KIND=kind,
+        num_warps=8,
     )

@@ -10,7 +10,7 @@ from ._launch import ceil_div, launch, power_of_two
 
 @triton.jit
 def load_features(x, mask, row, d, live, features, x_row, x_feature, inner, x_inner, POOL: tl.constexpr, BI: tl.constexpr):
-    """Return features [R, N] of rows `row` [R] at `d` [N]: as they lie, or in fp32 the mean over `inner` places, of which `mask` picks some."""
+    """Return features [R, N] of rows `row` [R] at `d` [N]: as they lie, or the fp32 mean over those of `inner` places that `mask` picks."""
     at = row[:, None] * x_row + d[None, :].to(tl.int64) * x_feature
     here = live[:, None] & (d < features)[None, :]
     if not POOL:

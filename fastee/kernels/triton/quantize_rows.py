@@ -10,7 +10,11 @@ from ._launch import ceil_div, launch, power_of_two
 INT8, INT4, FP8, BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 FORMATS = {"int8": INT8.value, "int4": INT4.value, "fp8_e4m3": FP8.value, "bf16": BF16.value}
 # Largest magnitude on the grid of a format, and the largest scale with which that stays finite.
-GRIDS = {0: (127.0, float.fromhex("0x1.020406p+121")), 1: (7.0, float.fromhex("0x1.249248p+125")), 2: (448.0, float.fromhex("0x1.249248p+119"))}
+GRIDS = {
+    0: (127.0, float.fromhex("0x1.020406p+121")),
+    1: (7.0, float.fromhex("0x1.249248p+125")),
+    2: (448.0, float.fromhex("0x1.249248p+119")),
+}
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest integer, half to even, into the low bits
 
 
