@@ -96,7 +96,7 @@ def _span(values: list[float], spec: str) -> str:
 
 
 def _losses(rows: list[Row]) -> list[str]:
-    """Return a line for every provider and op where a peer is faster than fastee or reaches a smaller ratio; a ratio counts once per shape."""
+    """Return a line for every provider and op that is faster than fastee or reaches a smaller ratio (once per shape)."""
     faster, smaller, seen = {}, {}, set()
     for ours, *others in _groups(rows):
         for r in others:
