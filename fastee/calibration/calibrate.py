@@ -16,7 +16,7 @@ import torch
 from fastee.calibration.search import Search, exits_of
 from fastee.calibration.temperature import reliability
 from fastee.calibration.temperature import temperature as fit_temperature
-from fastee.calibration.thresholds import halves
+from fastee.calibration.thresholds import split_rows
 from fastee.calibration.thresholds import thresholds as choose
 from fastee.errors import did_you_mean
 from fastee.nn import EarlyExit
@@ -171,7 +171,7 @@ def calibrate(
 
 
 def _fit_temperatures(net: EarlyExit, loader: Any, seed: int | None) -> None:
-    """Set each head's temperature from the rows that choose thresholds (all of them without a guarantee): the other half must stay unseen."""
+    """Set each head's temperature from the rows that choose thresholds (all of them without a guarantee): the others must stay unseen."""
     logits: list[list[np.ndarray]] = [[] for _ in net.heads]
     truth = []
     with eval_mode(net):
@@ -183,7 +183,7 @@ def _fit_temperatures(net: EarlyExit, loader: Any, seed: int | None) -> None:
     if not truth:
         raise ValueError("loader: it gave no batch")
     y = np.concatenate(truth)
-    rows = np.arange(len(y)) if seed is None else halves(len(y), seed)[0]
+    rows = np.arange(len(y)) if seed is None else split_rows(len(y), seed)[0]
     if len(rows):
         for head, column in zip(net.heads, logits, strict=True):
             head.temperature = fit_temperature(np.concatenate(column)[rows], y[rows])

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+NUISANCE = 0.1  # of the level, spent on not knowing how many rows are lost or gained
 
 def binomial_tail(successes: np.ndarray, n: int, p: float) -> np.ndarray:
     """Return P(Bin(n, p) <= k) for each k in `successes`, from exact log masses."""
@@ -17,39 +18,50 @@ def binomial_tail(successes: np.ndarray, n: int, p: float) -> np.ndarray:
     return np.minimum(1.0, np.cumsum(np.exp(log_mass)))[successes]
 
 
-def betting_p(loss: np.ndarray, limit: float) -> np.ndarray:
-    """Return one p-value per column of loss [n, J] in [-1, 1] for "its mean is >= limit".
+def chernoff_upper(share: float, n: int, level: float) -> float:
+    """Return what a binomial rate stays under with probability 1 - `level` when `share` of n trials succeeded: n KL(share || rate) = ln(1/level)."""
+    low, high, goal = share, 1.0, math.log(1 / level) / n
+    for _ in range(40):
+        rate = (low + high) / 2
+        kl = (share * math.log(share / rate) if share else 0.0) + ((1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0)
+        low, high = (rate, high) if kl < goal else (low, rate)
+    return high
 
-    The wealth prod(1 - stake_i (loss_i - limit)), stake_i chosen from the rows before i, is a non-negative supermartingale under
-    the hypothesis, so 1 / max wealth is a p-value (Ville; Waudby-Smith and Ramdas, arXiv 2010.09686).
+
+def trinomial_p(loss: np.ndarray, limit: float, level: float) -> np.ndarray:
+    """Return one p-value per column of loss [n, J] in {-1, 0, 1} for "its mean is >= limit", valid for any n (Berger and Boos, JASA 1994).
+
+    Given the rate d of rows with loss +1 or -1, the sum of losses has an exact distribution at the mean `limit`. d is not known, but
+    exceeds `chernoff_upper` of the rate seen with probability `level` / 10 at most; so the p-value is the largest tail over all d up to there (on a grid of
+    24, rounded upwards; the tail grows with d) plus level / 10. `level`: at which it will be compared, fixed before the losses are seen.
     """
     n = len(loss)
     if n == 0:
         return np.ones(loss.shape[1])
-    before = np.arange(1, n + 1)[:, None]  # one pseudo-row of mean 0 and variance 1/4 stands before the first
-    total = np.cumsum(loss, axis=0) - loss
-    mean = total / before
-    square = (0.25 + np.cumsum(loss * loss, axis=0) - loss * loss) / before
-    variance = np.maximum(square - mean * mean, 1e-12)
-    edge = np.maximum(limit - mean, 0.0)
-    stake = np.clip(edge / (variance + edge * edge), 0.0, 0.5 / (1.0 - limit))
-    wealth = np.cumsum(np.log1p(-stake * (loss - limit)), axis=0)
-    return np.minimum(1.0, np.exp(-np.maximum(wealth.max(axis=0), 0.0)))
+    total, moved = loss.sum(axis=0), np.abs(loss).sum(axis=0)
+    upper = np.array([max(limit, chernoff_upper(k / n, n, NUISANCE * level)) for k in moved])
+    grid = np.geomspace(limit, upper.max() * (1 + 1e-12), 24) if upper.max() > limit else np.array([limit])
+    size = 1 << (2 * n).bit_length()  # the sum lies in -n..n
+    turn = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
+    tails = np.empty((len(grid), len(total)))
+    for g, d in enumerate(grid):
+        plus, minus = (d + limit) / 2, (d - limit) / 2
+        mass = np.fft.irfft((plus * turn + (1 - plus - minus) + minus / turn) ** n, size)
+        below = np.cumsum(np.concatenate([mass[size // 2 :], mass[: size // 2]]))  # negative sums stand in the upper half
+        tails[g] = below[np.minimum(total.astype(int) + size // 2, size - 1)]
+    allowed = np.searchsorted(grid, upper)[None, :] >= np.arange(len(grid))[:, None]
+    return np.minimum(1.0, np.where(allowed, tails, 0.0).max(axis=0) + NUISANCE * level + 1e-9)
 
 
-def p_values(loss: np.ndarray, limit: float, signed: bool) -> np.ndarray:
+def p_values(loss: np.ndarray, limit: float, signed: bool, level: float = 0.05) -> np.ndarray:
     """Return one p-value per column of loss [n, J] for "the true mean is > limit".
 
     Losses of 0 and 1 are counts: the binomial tail is exact. With ``signed=True`` -1 may occur (an exit that is right where the end is
-    wrong): then two tests share the level, the binomial tail of the +1s alone and the betting test of the mean. `signed` must not
-    be read off the losses, or the level would not hold.
+    wrong) and `trinomial_p` weighs both. `signed` must not be read off the losses, or the level would not hold.
     """
     if not 0 < limit < 1:
         return np.full(loss.shape[1], 1.0 if limit <= 0 else 0.0)
-    exact = binomial_tail((loss > 0).sum(axis=0), len(loss), limit)
-    if not signed:
-        return exact
-    return np.minimum(1.0, 2.0 * np.minimum(exact, betting_p(loss, limit)))
+    return trinomial_p(loss, limit, level) if signed else binomial_tail((loss > 0).sum(axis=0), len(loss), limit)
 
 
 def hoeffding_bentkus_p(loss: np.ndarray, limit: float) -> np.ndarray:
@@ -76,14 +88,22 @@ def conformal_risk(loss: np.ndarray) -> np.ndarray:
 def upper_bound(loss: np.ndarray, level: float, signed: bool) -> float:
     """Return what the mean of loss [n] stays under with probability 1 - `level`: the least limit that `p_values` rejects at `level`."""
     low, high = 0.0, 1.0
-    if len(loss) == 0 or p_values(loss[:, None], 1 - 1e-9, signed)[0] > level:
+    if len(loss) == 0 or p_values(loss[:, None], 1 - 1e-9, signed, level)[0] > level:
         return 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if p_values(loss[:, None], middle, signed)[0] > level else (low, middle)
+        low, high = (middle, high) if p_values(loss[:, None], middle, signed, level)[0] > level else (low, middle)
     return high
 
 
 def samples_needed(limit: float, level: float, signed: bool) -> int:
     """Return how many flawless rows the tests need to reject "the drop is > limit" at `level`."""
-    return 1 if limit >= 1 else math.ceil(math.log(level / (2.0 if signed else 1.0)) / math.log1p(-limit))
+    if limit >= 1:
+        return 1
+    if not signed:
+        return math.ceil(math.log(level) / math.log1p(-limit))
+    low, high = 1, math.ceil(4 * math.log(level) / math.log1p(-limit))
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if trinomial_p(np.zeros((middle, 1)), limit, level)[0] <= level else (middle + 1, high)
+    return low

@@ -46,15 +46,15 @@ def thresholds(
         confidence: with at least this probability over the draw of the rows the true drop is <= max_drop; None only holds
             the drop on the given rows (and ``bound`` is +inf).
         risk: ``agreement`` promises that the last column is always true, which allows a sharper test.
-        guarantee: ``ltt`` as below, with exact binomial and betting tests; ``hoeffding_bentkus``, the same with that bound, as most papers print
+        guarantee: ``ltt`` as below, with exact binomial and trinomial tests; ``hoeffding_bentkus``, the same with that bound, as most papers print
             it (never sharper); ``crc``, conformal risk control: the *expected* drop is <= max_drop, `confidence` plays no part.
         max_cost: instead of `max_drop` (pass None): the least drop such that the mean cost on the rows is at most this; ``bound`` is then what the
-            true drop stays under with `confidence`, from the half of the rows that did not choose.
+            true drop stays under with `confidence`, from the rows that did not choose.
         seed: of the split below.
 
-    The loss of a row is ``correct[end] - correct[exit taken]`` in {-1, 0, 1}. Method: Learn then Test (arXiv 2110.01052). One half of the
-    rows (drawn by `seed`) finds the best thresholds for the budget and a ladder of cautious versions of them; the other
-    half tests the ladder from the cautious end, each rung against "drop > max_drop" at level 1 - confidence, until one is not
+    The loss of a row is ``correct[end] - correct[exit taken]`` in {-1, 0, 1}. Method: Learn then Test (arXiv 2110.01052). One quarter of the
+    rows (drawn by `seed`) finds the best thresholds for the budget and a ladder of cautious versions of them; the
+    others test the ladder from the cautious end, each rung against "drop > max_drop" at level 1 - confidence, until one is not
     rejected (fixed-sequence testing). The cheapest rung passed is taken; cost, drop and exits are those on all rows. When no rung passes,
     every threshold is +inf and ``note`` says how many rows the guarantee needs.
 
@@ -83,7 +83,7 @@ def thresholds(
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, or None, got {confidence}")
     everything = Search(u, loss, c)
-    learn, test = halves(len(u), seed)
+    learn, test = split_rows(len(u), seed)
     off = np.full(u.shape[1], OFF)
     if max_cost is not None:
         return _within_cost(everything, learn, test, max_cost, confidence, signed)
@@ -93,10 +93,10 @@ def thresholds(
     if max_drop == 0:
         return _report(everything, off, 0.0, confidence, "no finite number of rows can guarantee max_drop=0; exits stay off")
     if guarantee == "crc":
-        needed, short = 2 * (math.ceil(1 / max_drop) - 1), f"max_drop={max_drop:g} in expectation"
+        needed, short = rows_for(math.ceil(1 / max_drop) - 1), f"max_drop={max_drop:g} in expectation"
     else:
         sharp = guarantee == "ltt"
-        needed = 2 * samples_needed(max_drop, level, signed and sharp)
+        needed = rows_for(samples_needed(max_drop, level, signed and sharp))
         short = f"max_drop={max_drop:g} with confidence {confidence:g}"
     short += f" needs at least {needed} rows"
     if len(learn) == 0:
@@ -110,7 +110,7 @@ def thresholds(
     elif guarantee == "hoeffding_bentkus":
         fails = hoeffding_bentkus_p(np.maximum(lost, 0.0), max_drop) > level
     else:
-        fails = p_values(lost, max_drop, signed) > level
+        fails = p_values(lost, max_drop, signed, level) > level
     passed = int(np.argmax(fails)) if fails.any() else len(rungs)
     if passed == 0:
         why = f"{short}, got {len(u)}" if len(u) < needed else f"the most cautious thresholds already miss max_drop={max_drop:g} on {len(test)} test rows"
@@ -121,10 +121,19 @@ def thresholds(
     return _report(everything, rungs[best], max_drop, confidence, "")
 
 
-def halves(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row numbers of the half that chooses and of the half that tests."""
+def split_rows(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers of the quarter that chooses and of the three quarters that test.
+
+    On the demo network's confidences thresholds chosen on a quarter cost 2 % less after the test than those chosen on half of the rows: the test
+    wants rows more than the choice does.
+    """
     order = np.random.default_rng(seed).permutation(rows)
-    return order[: rows // 2], order[rows // 2 :]
+    return order[: rows // 4], order[rows // 4 :]
+
+
+def rows_for(tested: int) -> int:
+    """Return how many rows leave at least `tested` for the test."""
+    return math.ceil(4 * tested / 3)
 
 
 def _within_cost(everything: Search, learn: np.ndarray, test: np.ndarray, max_cost: Any, confidence: float | None, signed: bool) -> ThresholdReport:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastee.calibration import thresholds
-from fastee.calibration.risk import betting_p, binomial_tail, p_values, samples_needed
+from fastee.calibration.risk import binomial_tail, chernoff_upper, p_values, samples_needed, trinomial_p
 from fastee.calibration.search import Search, exits_of
 
 
@@ -118,7 +118,7 @@ def test_too_few_rows_are_said_with_the_number_needed():
     score, correct, _ = world(50, 0)
     found = thresholds(score, correct, COST, 0.01, 0.95)
     assert found.thresholds == [math.inf] * 2 and found.cost == 4.0 and found.drop == 0.0 and found.bound == 0.0 and found.exits == [0, 0, 50]
-    needed = 2 * samples_needed(0.01, 0.05, True)
+    needed = math.ceil(4 * samples_needed(0.01, 0.05, True) / 3)
     assert found.note == f"max_drop=0.01 with confidence 0.95 needs at least {needed} rows, got 50; exits stay off"
     perfect = np.ones((needed, 3), bool)  # and that many flawless rows do
     assert thresholds(np.ones((needed, 2)), perfect, COST, 0.01, 0.95).exits == [needed, 0, 0]
@@ -163,17 +163,39 @@ def test_p_values_are_small_no_more_often_than_their_size_at_the_edge_of_the_hyp
         loss = rng.choice([1.0, -1.0, 0.0], p=[0.15, 0.10, 0.75], size=(n, repeats))
     else:
         loss = (rng.random((n, repeats)) < limit).astype(float)
-    p = p_values(loss, limit, signed)
     for level in (0.01, 0.05, 0.2):
+        p = p_values(loss, limit, signed, level)
         assert (p <= level).mean() <= level + 3.3 * math.sqrt(level / repeats)
-    assert (betting_p(loss, limit) <= 0.05).mean() <= 0.05 + 3.3 * math.sqrt(0.05 / repeats)
+        assert (p <= level).mean() > level / 8  # valid, and not by being useless
 
 
-def test_the_betting_test_has_power_where_gains_offset_losses():
+def test_the_trinomial_tail_is_exact():
+    n, limit, d, level = 12, 0.1, 0.3, 0.05
+    plus, minus = (d + limit) / 2, (d - limit) / 2
+    loss = np.array([[1] * 2 + [-1] * 3 + [0] * 7]).T.astype(float)
+    upper = chernoff_upper(5 / 12, 12, 0.1 * level)
+    tail = lambda plus, minus: sum(
+        math.factorial(n) / (math.factorial(a) * math.factorial(b) * math.factorial(n - a - b)) * plus**a * minus**b * (1 - plus - minus) ** (n - a - b)
+        for a in range(n + 1) for b in range(n + 1 - a) if a - b <= -1
+    )  # fmt: skip
+    brute = max(tail((d + limit) / 2, (d - limit) / 2) for d in np.geomspace(limit, upper, 400))
+    assert tail(plus, minus) <= brute and trinomial_p(loss, limit, level)[0] == pytest.approx(brute + 0.1 * level, abs=2e-3)
+    assert trinomial_p(loss, limit, level)[0] >= brute + 0.1 * level - 1e-9
+    assert math.isclose(chernoff_upper(0.0, 50, 0.05), 1 - 0.05 ** (1 / 50), rel_tol=1e-9)
+
+
+def test_the_trinomial_test_has_power_where_gains_offset_losses():
     rng = np.random.default_rng(0)
     loss = rng.choice([1.0, -1.0, 0.0], p=[0.04, 0.06, 0.90], size=(3000, 50))
-    assert (betting_p(loss, 0.03) < 0.01).mean() > 0.95
+    assert (trinomial_p(loss, 0.03, 0.01) < 0.01).mean() > 0.95
     assert (p_values(np.maximum(loss, 0), 0.03, False) > 0.5).all()  # the +1s alone would never pass
+
+
+def test_flawless_rows_needed_are_just_enough():
+    for limit, level in ((0.01, 0.05), (0.003, 0.05), (0.05, 0.2)):
+        for signed in (True, False):
+            n = samples_needed(limit, level, signed)
+            assert p_values(np.zeros((n, 1)), limit, signed, level)[0] <= level < p_values(np.zeros((n - 1, 1)), limit, signed, level)[0]
 
 
 OK = dict(score=np.zeros((4, 2)), correct=np.ones((4, 3)), cost=COST)
