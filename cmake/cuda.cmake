@@ -22,9 +22,12 @@ if(FASTEE_CUDA STREQUAL "ON" OR (FASTEE_CUDA STREQUAL "AUTO" AND FASTEE_NVCC AND
   target_include_directories(fastee_cuda PRIVATE csrc csrc/include)
   target_compile_definitions(fastee_cuda PRIVATE FASTEE_HOME=kDLCUDA FASTEE_CUDA_BUILDING)
   # What the kernels do not write as fused stays apart, as on the CPU: equal bits (csrc/cuda/device.cuh).
-  target_compile_options(fastee_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false$<SEMICOLON>--extended-lambda> $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -ffp-contract=off>)
+  target_compile_options(fastee_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false$<SEMICOLON>--extended-lambda>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -ffp-contract=off>)
   target_link_options(fastee_cuda PRIVATE -Wl,--exclude-libs,ALL)
-  set_target_properties(fastee_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${PROJECT_SOURCE_DIR}/fastee" CUDA_STANDARD 20 CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden)
+  set_target_properties(fastee_cuda PROPERTIES
+    LIBRARY_OUTPUT_DIRECTORY "${PROJECT_SOURCE_DIR}/fastee"
+    CUDA_STANDARD 20 CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden)
   install(TARGETS fastee_cuda LIBRARY DESTINATION fastee)
 endif()
 

@@ -4,7 +4,8 @@
 
 using namespace fastee;
 
-extern "C" fastee_status fastee_cuda_compact(const DLTensor* mask, int64_t* index, int64_t* count, const fastee_cuda_memory* memory, void* stream) {
+extern "C" fastee_status fastee_cuda_compact(const DLTensor* mask, int64_t* index, int64_t* count, const fastee_cuda_memory* memory,
+                                             void* stream) {
   static const char op[] = "compact";
   const uint8_t code = mask && mask->dtype.code == kDLBool ? kDLBool : kDLUInt;
   FASTEE_TRY(expect(op, "mask", mask, code, 8, 1, "bool or uint8 [B]"));

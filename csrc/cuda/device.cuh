@@ -85,7 +85,8 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   if (!aligned16(shared) || !aligned16(global)) emulation::Machine::stop("an asynchronous copy is not aligned to 16 bytes");
   emulation::machine().now->open.push_back({shared, global});
 #else
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(global) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(global)
+               : "memory");
 #endif
 }
 __device__ __forceinline__ void close_copies() {

@@ -1,6 +1,6 @@
 // The exit graph: conditional nodes choose on the device which captured stages run. A level of the graph is
 //
-//   stage (one child graph, or a SWITCH over its buckets)  ->  choose: reads the count, sets the next level's conditions  ->  IF { next level }
+//   stage (a child graph, or a SWITCH over its buckets) -> choose: reads the count, sets the next level's conditions -> IF { next level }
 //
 // so levels nest, the number of nodes grows with the number of buckets, not with their combinations, and what is skipped is never visited.
 #include "cuda/device.cuh"
@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(32) choose(const __grid_constant__ Choice c) {
   cudaGraphSetConditional(c.bucket, bucket);
 }
 
-cudaError_t add_conditional(cudaGraph_t graph, const cudaGraphNode_t* after, cudaGraphConditionalHandle handle, cudaGraphConditionalNodeType type, int bodies,
-                            cudaGraphNode_t* node, cudaGraph_t* body) {
+cudaError_t add_conditional(cudaGraph_t graph, const cudaGraphNode_t* after, cudaGraphConditionalHandle handle,
+                            cudaGraphConditionalNodeType type, int bodies, cudaGraphNode_t* node, cudaGraph_t* body) {
   cudaGraphNodeParams p{};
   p.type = cudaGraphNodeTypeConditional;
   p.conditional.handle = handle, p.conditional.type = type, p.conditional.size = static_cast<unsigned>(bodies);
@@ -58,7 +58,8 @@ struct Builder {
       if (const cudaError_t e = add_conditional(graph, nullptr, bucket, cudaGraphCondTypeSwitch, s.buckets, &stage, bodies)) return e;
       for (int b = 0; b < s.buckets; ++b) {
         cudaGraphNode_t inner;
-        if (const cudaError_t e = cudaGraphAddChildGraphNode(&inner, bodies[b], nullptr, 0, static_cast<cudaGraph_t>(s.graphs[b]))) return e;
+        if (const cudaError_t e = cudaGraphAddChildGraphNode(&inner, bodies[b], nullptr, 0, static_cast<cudaGraph_t>(s.graphs[b])))
+          return e;
       }
     }
     if (i + 1 == n) return cudaSuccess;
@@ -85,14 +86,17 @@ fastee_status expect_stages(const fastee_cuda_stage* stages, int32_t n) {
     const fastee_cuda_stage& s = stages[i];
     const std::string name = "exit_graph: stages[" + number(i) + "]";
     if (s.buckets < 1 || s.buckets > (i ? FASTEE_CUDA_BUCKETS : 1) || !s.rows || !s.graphs)
-      return fail(FASTEE_INVALID_ARGUMENT, name + " must have " + (i ? "1 to " + number(FASTEE_CUDA_BUCKETS) + " buckets" : "one bucket") + " with rows and graphs, got " + number(s.buckets));
+      return fail(FASTEE_INVALID_ARGUMENT, name + " must have " + (i ? "1 to " + number(FASTEE_CUDA_BUCKETS) + " buckets" : "one bucket") +
+                                               " with rows and graphs, got " + number(s.buckets));
     if (!s.count && i + 1 < n) return fail(FASTEE_INVALID_ARGUMENT, name + ".count must not be NULL, only the last stage has none");
     for (int b = 0; b < s.buckets; ++b) {
       if (!s.graphs[b]) return fail(FASTEE_INVALID_ARGUMENT, name + ".graphs[" + number(b) + "] must not be NULL");
-      if (s.rows[b] < 1 || (b && s.rows[b] <= s.rows[b - 1])) return fail(FASTEE_INVALID_ARGUMENT, name + ".rows must be positive and grow, got " + number(s.rows[b]) + " at " + number(b));
+      if (s.rows[b] < 1 || (b && s.rows[b] <= s.rows[b - 1]))
+        return fail(FASTEE_INVALID_ARGUMENT, name + ".rows must be positive and grow, got " + number(s.rows[b]) + " at " + number(b));
     }
     if (i && s.rows[s.buckets - 1] < stages[i - 1].rows[stages[i - 1].buckets - 1])
-      return fail(FASTEE_INVALID_ARGUMENT, name + ".rows must reach the " + number(stages[i - 1].rows[stages[i - 1].buckets - 1]) + " rows of the stage before, got " + number(s.rows[s.buckets - 1]));
+      return fail(FASTEE_INVALID_ARGUMENT, name + ".rows must reach the " + number(stages[i - 1].rows[stages[i - 1].buckets - 1]) +
+                                               " rows of the stage before, got " + number(s.rows[s.buckets - 1]));
   }
   return FASTEE_OK;
 }

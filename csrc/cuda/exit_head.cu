@@ -45,15 +45,18 @@ HeadPlan plan_head(const cpu::HeadArgs& a, int64_t* index, int64_t* count, const
 
 fastee_status check_head(const char* op, const cpu::HeadArgs& a, const fastee_cuda_memory* memory, int64_t groups) {
   if (a.x.features > kMostFeatures)
-    return fail(FASTEE_UNSUPPORTED, std::string(op) + ": a head on CUDA takes at most " + number(kMostFeatures) + " features, got " + number(a.x.features));
+    return fail(FASTEE_UNSUPPORTED,
+                std::string(op) + ": a head on CUDA takes at most " + number(kMostFeatures) + " features, got " + number(a.x.features));
   return expect_memory(op, memory, sync_bytes(a.x.rows), 4 * a.x.rows * (a.x.features + a.classes + groups));
 }
 
-fastee_status launch_head(const char* op, const cpu::HeadArgs& a, const fastee_head_out& out, const fastee_cuda_memory& memory, const PackTile& pack, void* stream) {
+fastee_status launch_head(const char* op, const cpu::HeadArgs& a, const fastee_head_out& out, const fastee_cuda_memory& memory,
+                          const PackTile& pack, void* stream) {
   const HeadPlan p = plan_head(a, out.index, out.count, memory);
   if (p.pool_first)
     FASTEE_TRY(launch(op, pool, a.x.rows, 256, 16, stream, PoolArgs{a.x, static_cast<float*>(memory.scratch), a.x.features}));
-  return launch(op, p.thin ? exit_pack<1, 1> : exit_pack<2, 4>, static_cast<int64_t>(p.tile.tiles) * p.tile.slices, kHeadThreads, p.shared, stream, p.tile, pack);
+  return launch(op, p.thin ? exit_pack<1, 1> : exit_pack<2, 4>, static_cast<int64_t>(p.tile.tiles) * p.tile.slices, kHeadThreads, p.shared,
+                stream, p.tile, pack);
 }
 }  // namespace
 }  // namespace fastee::cuda
@@ -61,33 +64,50 @@ fastee_status launch_head(const char* op, const cpu::HeadArgs& a, const fastee_h
 using namespace fastee;
 
 extern "C" int64_t fastee_cuda_sync_bytes(int64_t rows) { return cuda::sync_bytes(rows); }
-extern "C" int64_t fastee_cuda_scratch_bytes(int64_t rows, int64_t features, int64_t classes, int64_t groups) { return 4 * rows * (features + classes + groups); }
+extern "C" int64_t fastee_cuda_scratch_bytes(int64_t rows, int64_t features, int64_t classes, int64_t groups) {
+  return 4 * rows * (features + classes + groups);
+}
 
-extern "C" fastee_status fastee_cuda_exit_head(const DLTensor* x, const fastee_head* head, const fastee_head_out* out, const fastee_cuda_memory* memory, void* stream) {
+extern "C" fastee_status fastee_cuda_exit_head(const DLTensor* x, const fastee_head* head, const fastee_head_out* out,
+                                               const fastee_cuda_memory* memory, void* stream) {
   static const char op[] = "exit_head";
   cpu::HeadArgs a;
   FASTEE_TRY(head_args(op, x, head, out, &a));
   FASTEE_TRY(cuda::check_head(op, a, memory, 0));
-  if (a.x.rows == 0) return out->count ? cuda::report(op, cudaMemsetAsync(out->count, 0, sizeof(int64_t), static_cast<cudaStream_t>(stream))) : FASTEE_OK;
+  if (a.x.rows == 0)
+    return out->count ? cuda::report(op, cudaMemsetAsync(out->count, 0, sizeof(int64_t), static_cast<cudaStream_t>(stream))) : FASTEE_OK;
   return cuda::launch_head(op, a, *out, *memory, {}, stream);
 }
 
-extern "C" fastee_status fastee_cuda_exit_pack(const DLTensor* x, const fastee_head* head, fastee_format format, int64_t group, const fastee_head_out* out, void* buffer,
-                                               int64_t capacity, int64_t* extent, const fastee_cuda_memory* memory, void* stream) {
+extern "C" fastee_status fastee_cuda_exit_pack(const DLTensor* x, const fastee_head* head, fastee_format format, int64_t group,
+                                               const fastee_head_out* out, void* buffer, int64_t capacity, int64_t* extent,
+                                               const fastee_cuda_memory* memory, void* stream) {
   static const char op[] = "exit_pack";
   cpu::HeadArgs a;
   FASTEE_TRY(head_args(op, x, head, out, &a));
   if (!out->exits || !out->index || !extent || (!buffer && capacity > 0))
     return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: out.exits, out.index, out.count, buffer and extent must not be NULL");
   if (!contiguous_from(*x, 1)) return unsupported_rows(op, "x", *x);
-  if (format < FASTEE_INT8 || format > FASTEE_BF16) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: format must be 0 to 3, got " + number(format));
+  if (format < FASTEE_INT8 || format > FASTEE_BF16)
+    return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: format must be 0 to 3, got " + number(format));
   const int64_t row = product(*x, 1, x->ndim), rows = a.x.rows;
-  if (format == FASTEE_BF16 && group) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: bf16 has no scales, so group must be 0, got " + number(group));
+  if (format == FASTEE_BF16 && group)
+    return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: bf16 has no scales, so group must be 0, got " + number(group));
   FASTEE_TRY(expect_group(op, row, &group));
-  cuda::PackTile p{{format, row, group}, bytes_of<void>(*x), a.x.element, stride(*x, 0), format == FASTEE_BF16 ? 0 : row / group, row_bytes(format, row),
-                   static_cast<uint8_t*>(buffer), nullptr, extent, false};
+  cuda::PackTile p{{format, row, group},
+                   bytes_of<void>(*x),
+                   a.x.element,
+                   stride(*x, 0),
+                   format == FASTEE_BF16 ? 0 : row / group,
+                   row_bytes(format, row),
+                   static_cast<uint8_t*>(buffer),
+                   nullptr,
+                   extent,
+                   false};
   const int64_t needed = rows * (4 * p.groups + p.row_bytes);
-  if (capacity < needed) return fail(FASTEE_INVALID_ARGUMENT, "exit_pack: capacity must be at least " + number(needed) + " bytes, room for all rows, got " + number(capacity));
+  if (capacity < needed)
+    return fail(FASTEE_INVALID_ARGUMENT,
+                "exit_pack: capacity must be at least " + number(needed) + " bytes, room for all rows, got " + number(capacity));
   FASTEE_TRY(cuda::check_head(op, a, memory, p.groups));
   if (rows == 0) {
     FASTEE_TRY(cuda::report(op, cudaMemsetAsync(out->count, 0, sizeof(int64_t), static_cast<cudaStream_t>(stream))));

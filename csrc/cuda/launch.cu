@@ -8,7 +8,9 @@ std::atomic<const char*> last_launch{nullptr};
 
 // A kernel has broken the context: every later call of this process gets the same error. (cudaErrorIllegalAddress, ...Assert,
 // ...HardwareStackError to ...LaunchFailure, ...LaunchTimeout, and errors of memory and NVLink.)
-bool sticky(int error) { return error == 700 || error == 702 || error == 710 || (error >= 714 && error <= 719) || error == 214 || error == 220; }
+bool sticky(int error) {
+  return error == 700 || error == 702 || error == 710 || (error >= 714 && error <= 719) || error == 214 || error == 220;
+}
 }  // namespace
 
 fastee_status report(const char* name, cudaError_t error) {
@@ -20,7 +22,9 @@ fastee_status report(const char* name, cudaError_t error) {
   std::string text = std::string(name) + ": CUDA error " + std::to_string(static_cast<int>(error)) + ": " + cudaGetErrorString(error);
   if (sticky(static_cast<int>(error))) {
     const char* before = last_launch.load(std::memory_order_relaxed);
-    text += std::string("; it is sticky: a kernel queued earlier broke the device's context, and this process cannot use the device any more (fastee's launch before this one: ") +
+    text += std::string(
+                "; it is sticky: a kernel queued earlier broke the device's context, and this process cannot use the device any more "
+                "(fastee's launch before this one: ") +
             (before ? before : "none") + "). CUDA_LAUNCH_BLOCKING=1 or compute-sanitizer finds the kernel";
   }
   return fail(FASTEE_DEVICE_ERROR, text);

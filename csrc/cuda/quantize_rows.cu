@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kQuantizeMost, 4) quantize_rows(const __grid_c
 
 using namespace fastee;
 
-extern "C" fastee_status fastee_cuda_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data, const DLTensor* scale, void* stream) {
+extern "C" fastee_status fastee_cuda_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data,
+                                                   const DLTensor* scale, void* stream) {
   static const char op[] = "quantize_rows", wanted[] = "float32, bfloat16 or float16 [B, ...]";
   int element;
   FASTEE_TRY(expect_float(op, "x", x, -1, wanted, &element));
@@ -49,9 +50,21 @@ extern "C" fastee_status fastee_cuda_quantize_rows(const DLTensor* x, fastee_for
   FASTEE_TRY(expect_scales_of(op, scale, format, rows, row, &group));
   float* scales = format == FASTEE_BF16 ? nullptr : data_of(*scale);
   if (rows == 0) return FASTEE_OK;
-  if (row == 0) return scales ? cuda::report(op, cudaMemsetAsync(scales, 0, sizeof(float) * static_cast<size_t>(rows), static_cast<cudaStream_t>(stream))) : FASTEE_OK;
+  if (row == 0)
+    return scales
+               ? cuda::report(op, cudaMemsetAsync(scales, 0, sizeof(float) * static_cast<size_t>(rows), static_cast<cudaStream_t>(stream)))
+               : FASTEE_OK;
   const int64_t width = x->dtype.bits / 8, bytes = row * width, element_bytes = format == FASTEE_BF16 ? 2 : 1;
-  cuda::QuantizeArgs a{{format, row, group}, bytes_of<void>(*x), element, rows, stride(*x, 0), bytes_of<uint8_t>(*data), element_bytes * stride(*data, 0), scales, false, false};
+  cuda::QuantizeArgs a{{format, row, group},
+                       bytes_of<void>(*x),
+                       element,
+                       rows,
+                       stride(*x, 0),
+                       bytes_of<uint8_t>(*data),
+                       element_bytes * stride(*data, 0),
+                       scales,
+                       false,
+                       false};
   a.whole = cuda::whole_rows(a.x, element, a.row_stride, a.f);
   // Walked once (bf16 codes) or too long for two blocks a multiprocessor: from memory directly, the second walk through L2.
   a.staged = format != FASTEE_BF16 && bytes <= 96 << 10 && bytes % 16 == 0 && cuda::aligned16(a.x) && a.row_stride * width % 16 == 0;

@@ -18,7 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 RESOURCES = Path(__file__).with_name("resources.json")
 TARGETS = (80, 90, 100)
 NVCC = shutil.which("nvcc") or (shutil.which("/usr/local/cuda/bin/nvcc"))
-FLAGS = ["-std=c++20", "-O3", "-fmad=false", "--extended-lambda", "-DFASTEE_HOME=kDLCUDA", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", "-Werror=all-warnings"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fmad=false",
+    "--extended-lambda",
+    "-DFASTEE_HOME=kDLCUDA",
+    f"-I{ROOT / 'csrc'}",
+    f"-I{ROOT / 'csrc/include'}",
+    "-Werror=all-warnings",
+]
 
 
 def release() -> str:

@@ -1,5 +1,5 @@
-"""Every CUDA kernel compiled for sm_80, sm_90 and sm_100: without a warning, no local memory, 16-byte loads where they are promised, and no more
-registers than were recorded."""
+"""Every CUDA kernel compiled for sm_80, sm_90 and sm_100: without a warning, no local memory, 16-byte loads where they
+are promised, and no more registers than were recorded."""
 
 import json
 import re
@@ -11,7 +11,13 @@ from tests.compile import cuda
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(cuda.NVCC is None, reason="nvcc is not installed (CUDA toolkit 12.8 or newer)")]
 
 # What reads its input in 16 bytes: through registers (LDG) or past them into shared memory (LDGSTS).
-WIDE = {"exit_pack<1,1>": "LDG.*128", "exit_pack<2,4>": "LDG.*128", "pack_planes": "LDG.*128", "quantize_rows": "LDGSTS.*128", "pool": "LDG.*128"}
+WIDE = {
+    "exit_pack<1,1>": "LDG.*128",
+    "exit_pack<2,4>": "LDG.*128",
+    "pack_planes": "LDG.*128",
+    "quantize_rows": "LDGSTS.*128",
+    "pool": "LDG.*128",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,17 @@ def compiled(folder):
 
 @pytest.mark.timeout(600)
 def test_every_kernel_uses_registers_only(compiled):
-    names = {"exit_pack<1,1>", "exit_pack<2,4>", "compact", "quantize_rows", "pack_planes", "unpack_planes", "planes_header", "pool", "choose"}
+    names = {
+        "exit_pack<1,1>",
+        "exit_pack<2,4>",
+        "compact",
+        "quantize_rows",
+        "pack_planes",
+        "unpack_planes",
+        "planes_header",
+        "pool",
+        "choose",
+    }
     assert set(compiled) == names
     for name, targets in compiled.items():
         assert set(targets) == {f"sm_{c}" for c in cuda.TARGETS}, name

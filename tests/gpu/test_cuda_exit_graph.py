@@ -64,7 +64,10 @@ def test_a_network_with_exits_gives_what_eager_stages_give():
     heads = [torch.randn(10, width, device="cuda") * 0.1 for _ in range(4)]
     x, thresholds = torch.randn(rows, width, device="cuda"), (0.25, 0.25, 0.25, -1.0)
     hidden, label = [torch.zeros(rows, width, device="cuda") for _ in range(4)], torch.zeros(rows, dtype=torch.int64, device="cuda")
-    counts, where = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(4)], [torch.zeros(rows, dtype=torch.int64, device="cuda") for _ in range(4)]
+    counts, where = (
+        [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(4)],
+        [torch.zeros(rows, dtype=torch.int64, device="cuda") for _ in range(4)],
+    )
 
     @torch.no_grad()
     def stage(i, size):

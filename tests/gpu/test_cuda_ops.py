@@ -31,9 +31,15 @@ def same_head(there, here):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows, features, classes", [(0, 8, 4), (1, 768, 1000), (1, 2048, 10), (7, 100, 3), (32, 768, 2), (33, 1030, 129), (256, 768, 100)])
+@pytest.mark.parametrize(
+    "rows, features, classes", [(0, 8, 4), (1, 768, 1000), (1, 2048, 10), (7, 100, 3), (32, 768, 2), (33, 1030, 129), (256, 768, 100)]
+)
 def test_exit_step_is_the_cpus(rows, features, classes, dtype):
-    x, w, b = numbers(rows, features, dtype=dtype), numbers(classes, features, dtype=dtype, seed=1) * features**-0.5, numbers(classes, seed=2)
+    x, w, b = (
+        numbers(rows, features, dtype=dtype),
+        numbers(classes, features, dtype=dtype, seed=1) * features**-0.5,
+        numbers(classes, seed=2),
+    )
     if rows > 2:
         x[1] = torch.nan
     here = ops.exit_step(x, w, b, "none", threshold=0.3, logits=True, **HERE)
@@ -43,7 +49,9 @@ def test_exit_step_is_the_cpus(rows, features, classes, dtype):
     assert torch.allclose(there.logits.cpu(), here.logits, equal_nan=True, **({"rtol": 0, "atol": 0} if EXACT else NEAR))
 
 
-@pytest.mark.parametrize("pool, shape", [("mean", (9, 64, 7, 7)), ("mean_tokens", (5, 13, 96)), ("cls", (5, 13, 96)), ("last", (5, 13, 96))])
+@pytest.mark.parametrize(
+    "pool, shape", [("mean", (9, 64, 7, 7)), ("mean_tokens", (5, 13, 96)), ("cls", (5, 13, 96)), ("last", (5, 13, 96))]
+)
 @pytest.mark.parametrize("norm", [None, "layer", "rms", "affine"])
 @pytest.mark.parametrize("classes", [10, 500])
 def test_exit_head_pools_and_norms(pool, shape, norm, classes):
@@ -117,7 +125,9 @@ def test_graphs_replay_what_eager_calls_give():
         x.copy_(numbers(40, 256, seed=seed))
         graph.replay()
         eager = ops.exit_step(x, w, None, "none", threshold=0.5, **ON)
-        assert torch.equal(step.index, eager.index) and torch.equal(step.confidence, eager.confidence) and int(step.count) == int(eager.count)
+        assert (
+            torch.equal(step.index, eager.index) and torch.equal(step.confidence, eager.confidence) and int(step.count) == int(eager.count)
+        )
         assert torch.equal(packed.wire, ops.exit_pack(x, w, None, "none", threshold=0.5, **ON).wire)
 
 

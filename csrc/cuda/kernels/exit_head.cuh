@@ -31,7 +31,9 @@ struct HeadTile {
 
 // Where things stand in a block's shared memory; stages give way to logits.
 __host__ __device__ constexpr int64_t features_bytes(int rows, int64_t features) { return 4 * rows * round16(features); }
-__host__ __device__ constexpr int64_t stage_bytes(int classes, int chunk, int width) { return static_cast<int64_t>(classes) * (chunk + kStagePad) * width; }
+__host__ __device__ constexpr int64_t stage_bytes(int classes, int chunk, int width) {
+  return static_cast<int64_t>(classes) * (chunk + kStagePad) * width;
+}
 __host__ __device__ constexpr int64_t tile_bytes(int rows, int64_t classes) {
   return 4 * rows * round16(classes < cpu::kClassTile ? classes : cpu::kClassTile);
 }
@@ -107,7 +109,8 @@ __device__ __forceinline__ void accumulate(const T* w, int w_stride, const float
 
 // The logits of the block's rows and classes into z[r * stride + c], global or shared.
 template <int N, int R>
-__device__ __forceinline__ void products(const HeadTile& t, int64_t first_class, const float* features, unsigned char* stages, float* z, int64_t z_stride, int rows) {
+__device__ __forceinline__ void products(const HeadTile& t, int64_t first_class, const float* features, unsigned char* stages, float* z,
+                                         int64_t z_stride, int rows) {
   const cpu::HeadArgs& a = t.head;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x & 31), quad = lane & 3;
   const int class_at = warp % t.class_warps * 8 * N + lane / 4, row_at = warp / t.class_warps * R, w_stride = t.chunk + kStagePad;
@@ -128,7 +131,9 @@ __device__ __forceinline__ void products(const HeadTile& t, int64_t first_class,
     const unsigned char* w = stages + (c & 1) * other + (class_at * w_stride + 4 * quad) * t.width;
     const float* x = features + static_cast<int64_t>(row_at) * padded + c * t.chunk + 4 * quad;
     if (works) {
-      auto add = [&](auto* of) { accumulate<std::remove_pointer_t<decltype(of)>>(reinterpret_cast<decltype(of)>(w), w_stride, x, padded, n, acc); };
+      auto add = [&](auto* of) {
+        accumulate<std::remove_pointer_t<decltype(of)>>(reinterpret_cast<decltype(of)>(w), w_stride, x, padded, n, acc);
+      };
       if (a.weight_element == kI8)
         add(static_cast<const int8_t*>(nullptr));
       else

@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kHeadThreads, 1) exit_pack(const __grid_consta
   clear_amounts(sync, t.tiles);
   if (!p.extent) return;
   const int64_t stay = *static_cast<volatile int64_t*>(t.count), offset = 4 * p.groups * (rows - stay);
-  for (int64_t i = threadIdx.x; i < stay * p.groups; i += kHeadThreads) reinterpret_cast<float*>(p.buffer + offset)[i] = __ldcg(p.scales + i);
+  for (int64_t i = threadIdx.x; i < stay * p.groups; i += kHeadThreads)
+    reinterpret_cast<float*>(p.buffer + offset)[i] = __ldcg(p.scales + i);
   if (threadIdx.x == 0) p.extent[0] = offset, p.extent[1] = (4 * p.groups + p.row_bytes) * stay;
 }
 }  // namespace fastee::cuda

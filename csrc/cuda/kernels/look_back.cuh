@@ -8,9 +8,9 @@ namespace fastee::cuda {
 
 // Memory that a caller has set to zero once and that every launch leaves at zero: replays of a graph need no node that clears it.
 struct Sync {
-  unsigned* done;                // tiles that need no one's amount any more
-  unsigned long long* amounts;   // [tiles]
-  unsigned* tickets;             // [tiles] slices that have finished, used by exit_head
+  unsigned* done;               // tiles that need no one's amount any more
+  unsigned long long* amounts;  // [tiles]
+  unsigned* tickets;            // [tiles] slices that have finished, used by exit_head
 };
 constexpr int64_t sync_bytes(int64_t tiles) { return 8 + 12 * tiles; }
 __host__ __device__ inline Sync sync_at(void* memory, int64_t tiles) {
@@ -21,7 +21,9 @@ __host__ __device__ inline Sync sync_at(void* memory, int64_t tiles) {
 // What a published word says beside its amount; 0: nothing yet.
 enum : unsigned long long { kOwn = 1ull << 62, kTotal = 2ull << 62, kAmount = kOwn - 1 };
 
-__device__ __forceinline__ void publish(unsigned long long* to, unsigned long long word) { *static_cast<volatile unsigned long long*>(to) = word; }
+__device__ __forceinline__ void publish(unsigned long long* to, unsigned long long word) {
+  *static_cast<volatile unsigned long long*>(to) = word;
+}
 
 // The sum of the amounts of tiles 0 to tile - 1; called by one whole warp, every lane gets the result.
 __device__ __forceinline__ unsigned long long look_back(unsigned long long* amounts, int64_t tile, unsigned long long own) {

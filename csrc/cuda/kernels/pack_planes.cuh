@@ -59,7 +59,9 @@ __device__ __forceinline__ void count_escapes(PlaneScratch& s) {
   }
   __syncthreads();
 }
-__device__ __forceinline__ unsigned rank_of(const PlaneScratch& s, int i) { return s.before[i / 32] + static_cast<unsigned>(__popc(s.escapes[i / 32] & ((1u << (i & 31)) - 1))); }
+__device__ __forceinline__ unsigned rank_of(const PlaneScratch& s, int i) {
+  return s.before[i / 32] + static_cast<unsigned>(__popc(s.escapes[i / 32] & ((1u << (i & 31)) - 1)));
+}
 
 // The seven commonest exponents by the first warp, eight bins a lane; the smaller one first among equals.
 __device__ __forceinline__ void choose_table(PlaneScratch& s) {
@@ -131,7 +133,8 @@ static __global__ void __launch_bounds__(kPlaneThreads) pack_planes(const __grid
     if (i >= n) continue;
     if (i % step == 0) atomicAdd(&s.seen[e], 1u);
     s.image[at.low + i] = static_cast<uint8_t>(a.element == kF16 ? upper : (upper & 0x7f) | (upper >> 8 & 0x80));
-    if (width == 4) s.image[at.halves + 2 * i] = static_cast<uint8_t>(v[k]), s.image[at.halves + 2 * i + 1] = static_cast<uint8_t>(v[k] >> 8);
+    if (width == 4)
+      s.image[at.halves + 2 * i] = static_cast<uint8_t>(v[k]), s.image[at.halves + 2 * i + 1] = static_cast<uint8_t>(v[k] >> 8);
   }
   __syncthreads();
   if (rank < 32) choose_table(s);
@@ -183,7 +186,8 @@ static __global__ void __launch_bounds__(kPlaneThreads) pack_planes(const __grid
     }
   }
   if (rank < kPlaneHead) {
-    const uint64_t tail = (narrow ? 2u : 1u) | static_cast<uint64_t>(escapes) << 8 | static_cast<uint64_t>(narrow ? floor : 0) << 24;  // bytes 7 to 11
+    const uint64_t tail =
+        (narrow ? 2u : 1u) | static_cast<uint64_t>(escapes) << 8 | static_cast<uint64_t>(narrow ? floor : 0) << 24;  // bytes 7 to 11
     s.image[rank] = static_cast<uint8_t>(!coded ? 0 : rank < 7 ? s.table[rank] : tail >> (8 * (rank - 7)));
   }
   const int end = coded ? at.list + listed : kPlaneHead + raw;
@@ -191,7 +195,8 @@ static __global__ void __launch_bounds__(kPlaneThreads) pack_planes(const __grid
 
   const Sync sync = sync_at(a.sync, a.blocks);
   if (rank < 32) {
-    const int64_t before = a.blocks > 1 ? static_cast<int64_t>(look_back(sync.amounts, block, static_cast<unsigned long long>(size / 4))) : 0;
+    const int64_t before =
+        a.blocks > 1 ? static_cast<int64_t>(look_back(sync.amounts, block, static_cast<unsigned long long>(size / 4))) : 0;
     if (rank == 0) {
       s.offset = before;
       unsigned* offsets = reinterpret_cast<unsigned*>(a.out + 16);
@@ -245,7 +250,8 @@ static __global__ void __launch_bounds__(kPlaneThreads) unpack_planes(const __gr
   // The least of all that a reader may rely on: the block lies inside, and is no longer than one that was stored raw.
   bool sound = from <= until && a.start + until <= a.nbytes && size >= kPlaneHead && size <= (kPlaneHead + n * width + 3) / 4 * 4;
   if (sound)
-    for (int i = rank; i < size / 4; i += kPlaneThreads) reinterpret_cast<unsigned*>(s.image)[i] = reinterpret_cast<const unsigned*>(a.data + a.start + from)[i];
+    for (int i = rank; i < size / 4; i += kPlaneThreads)
+      reinterpret_cast<unsigned*>(s.image)[i] = reinterpret_cast<const unsigned*>(a.data + a.start + from)[i];
   __syncthreads();
   const uint8_t* in = s.image;
   const int form = sound ? in[7] : 0, escapes = in[8] | in[9] << 8, listed = form == 2 ? (escapes + 1) / 2 : escapes;

@@ -14,7 +14,8 @@ __device__ __forceinline__ void pool_rows(const cpu::Activation& x, int64_t firs
   const T* base = static_cast<const T*>(x.data) + first * x.row_stride;
   constexpr int kValues = Vector<T>::kValues;
   const int features = static_cast<int>(x.features);
-  const bool wide = x.feature_stride == 1 && features % kValues == 0 && aligned16(base) && x.row_stride % kValues == 0 && x.inner_stride % kValues == 0;
+  const bool wide =
+      x.feature_stride == 1 && features % kValues == 0 && aligned16(base) && x.row_stride % kValues == 0 && x.inner_stride % kValues == 0;
   if (x.inner == 1 && !x.mask && x.feature_stride == 1) {  // one vector: widened and nothing else, so that -0 stays -0
     const int steps = wide ? features / kValues : features;
 #pragma unroll 4
@@ -81,12 +82,14 @@ __device__ __forceinline__ void pool_rows(const cpu::Activation& x, int64_t firs
 }
 
 __device__ __forceinline__ void pool_rows(const cpu::Activation& x, int64_t first, int rows, float* out, int64_t stride, bool pad) {
-  with_float(x.element, [&](auto* of) { pool_rows<std::remove_cv_t<std::remove_pointer_t<decltype(of)>>>(x, first, rows, out, stride, pad); });
+  with_float(x.element,
+             [&](auto* of) { pool_rows<std::remove_cv_t<std::remove_pointer_t<decltype(of)>>>(x, first, rows, out, stride, pad); });
 }
 
 // Rows of features in shared memory, normalised where they lie; a half warp per row.
 __device__ __forceinline__ void normalize_rows(const cpu::HeadArgs& a, float* features, int64_t stride, int rows) {
-  const int lane = static_cast<int>(threadIdx.x & 15), half = static_cast<int>(threadIdx.x / 16), halves = static_cast<int>(blockDim.x / 16);
+  const int lane = static_cast<int>(threadIdx.x & 15), half = static_cast<int>(threadIdx.x / 16),
+            halves = static_cast<int>(blockDim.x / 16);
   const int n = static_cast<int>(a.x.features);
   for (int from = half & ~1; from < rows; from += halves) {
     const int r = from + (half & 1);
@@ -122,5 +125,7 @@ struct PoolArgs {
   float* out;
   int64_t out_stride;
 };
-static __global__ void __launch_bounds__(256) pool(const __grid_constant__ PoolArgs a) { pool_rows(a.x, blockIdx.x, 1, a.out + blockIdx.x * a.out_stride, a.out_stride, false); }
+static __global__ void __launch_bounds__(256) pool(const __grid_constant__ PoolArgs a) {
+  pool_rows(a.x, blockIdx.x, 1, a.out + blockIdx.x * a.out_stride, a.out_stride, false);
+}
 }  // namespace fastee::cuda

@@ -6,7 +6,7 @@
 
 namespace fastee::cuda {
 
-constexpr int kLargeGroup = 1024;   // values from which all threads take a group together
+constexpr int kLargeGroup = 1024;  // values from which all threads take a group together
 
 struct RowFormat {
   int format;
@@ -50,7 +50,9 @@ struct Row {
   bool whole;  // loads of four neighbouring values are aligned at the beginning of every group
 
   __device__ __forceinline__ float at(int64_t i) const {
-    return element == kF32 ? static_cast<const float*>(x)[i] : element == kBF16 ? widen(static_cast<const bf16*>(x)[i]) : widen(static_cast<const f16*>(x)[i]);
+    return element == kF32    ? static_cast<const float*>(x)[i]
+           : element == kBF16 ? widen(static_cast<const bf16*>(x)[i])
+                              : widen(static_cast<const f16*>(x)[i]);
   }
   // Values [i, i + 4); zeros from `end` on.
   __device__ __forceinline__ void four(int64_t i, int64_t end, bool wide, float* v) const {
@@ -91,8 +93,8 @@ __device__ __forceinline__ unsigned own_largest(const Row& x, int64_t from, int6
 }
 
 // Codes of values [from, end), the first group's up to `middle` on grid g, the rest on h. For int4 `from` is even.
-__device__ __forceinline__ void write_codes(const Row& x, int64_t from, int64_t middle, int64_t end, const Grid& g, const Grid& h, int format, uint8_t* data, int rank,
-                                            int size, bool wide) {
+__device__ __forceinline__ void write_codes(const Row& x, int64_t from, int64_t middle, int64_t end, const Grid& g, const Grid& h,
+                                            int format, uint8_t* data, int rank, int size, bool wide) {
 #pragma unroll 2
   for (int64_t i = from + 4 * rank; i < end; i += 4 * size) {
     float v[4];
@@ -124,7 +126,8 @@ __device__ __forceinline__ void write_codes(const Row& x, int64_t from, int64_t 
 
 // One row by all threads of a block. `words`: 32 words of shared memory.
 __device__ __forceinline__ void quantize_row(const Row& x, const RowFormat& f, uint8_t* data, float* scale, unsigned* words) {
-  const int rank = static_cast<int>(threadIdx.x), size = static_cast<int>(blockDim.x), lane = rank & 31, warp = rank / 32, warps = size / 32;
+  const int rank = static_cast<int>(threadIdx.x), size = static_cast<int>(blockDim.x), lane = rank & 31, warp = rank / 32,
+            warps = size / 32;
   if (f.format == cpu::kBf16Rows) {
     for (int64_t i = 4 * rank; i < f.row; i += 4 * size) {
       float v[4];

@@ -93,7 +93,11 @@ __device__ __forceinline__ Stats finish(const State& r, bool second) {
   const double gap = r.top2 == -kInf ? 0.0 : exp_negative(apart < -104.0f ? -104.0f : apart);
   const double h2 = second ? log(static_cast<double>(r.s2)) - 2.0 * r.t2 / r.s2 : 0.0;
   const double h = log_s - r.t / s;
-  return {r.arg, static_cast<float>(1.0 / s), static_cast<float>((1.0 - gap) / s), static_cast<float>(h > 0 ? h : 0), static_cast<float>(r.top + log_s),
+  return {r.arg,
+          static_cast<float>(1.0 / s),
+          static_cast<float>((1.0 - gap) / s),
+          static_cast<float>(h > 0 ? h : 0),
+          static_cast<float>(r.top + log_s),
           static_cast<float>(h2 > 0 ? h2 : 0)};
 }
 }  // namespace fastee::cuda

@@ -39,25 +39,31 @@ FASTEE_CUDA_API int64_t fastee_cuda_sync_bytes(int64_t rows);
 FASTEE_CUDA_API int64_t fastee_cuda_scratch_bytes(int64_t rows, int64_t features, int64_t classes, int64_t groups);
 
 /* Heads of at most 20,480 features. One launch; two when the classes are divided over blocks and the pool reduces. */
-FASTEE_CUDA_API fastee_status fastee_cuda_exit_head(const DLTensor* x, const fastee_head* head, const fastee_head_out* out, const fastee_cuda_memory* memory, void* stream);
+FASTEE_CUDA_API fastee_status fastee_cuda_exit_head(const DLTensor* x, const fastee_head* head, const fastee_head_out* out,
+                                                    const fastee_cuda_memory* memory, void* stream);
 
-FASTEE_CUDA_API fastee_status fastee_cuda_compact(const DLTensor* mask, int64_t* index, int64_t* count, const fastee_cuda_memory* memory, void* stream);
+FASTEE_CUDA_API fastee_status fastee_cuda_compact(const DLTensor* mask, int64_t* index, int64_t* count, const fastee_cuda_memory* memory,
+                                                  void* stream);
 
 /* x fp32, bf16 or fp16; otherwise fastee_quantize_rows, bit for bit. */
-FASTEE_CUDA_API fastee_status fastee_cuda_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data, const DLTensor* scale, void* stream);
+FASTEE_CUDA_API fastee_status fastee_cuda_quantize_rows(const DLTensor* x, fastee_format format, int64_t group, const DLTensor* data,
+                                                        const DLTensor* scale, void* stream);
 
 /* x fp32, bf16 or fp16. `buffer` has room for the scales and the data of all rows (capacity checks that); extent [2], on the device: the
  * byte at which the packed rows begin, and their bytes. out.exits, index and count are needed. */
-FASTEE_CUDA_API fastee_status fastee_cuda_exit_pack(const DLTensor* x, const fastee_head* head, fastee_format format, int64_t group, const fastee_head_out* out,
-                                                    void* buffer, int64_t capacity, int64_t* extent, const fastee_cuda_memory* memory, void* stream);
+FASTEE_CUDA_API fastee_status fastee_cuda_exit_pack(const DLTensor* x, const fastee_head* head, fastee_format format, int64_t group,
+                                                    const fastee_head_out* out, void* buffer, int64_t capacity, int64_t* extent,
+                                                    const fastee_cuda_memory* memory, void* stream);
 
 /* The bytes of fastee_pack_planes; nbytes [1] on the device, out aligned to 4 bytes. */
-FASTEE_CUDA_API fastee_status fastee_cuda_pack_planes(const DLTensor* x, void* out, int64_t capacity, int64_t* nbytes, const fastee_cuda_memory* memory, void* stream);
+FASTEE_CUDA_API fastee_status fastee_cuda_pack_planes(const DLTensor* x, void* out, int64_t capacity, int64_t* nbytes,
+                                                      const fastee_cuda_memory* memory, void* stream);
 
 /* Values [first, first + elements of out) of `count` packed ones; the caller has read the header (fastee_planes_info) on the host, the dtype
  * of out being its dtype. damaged [1] on the device: the smallest block that is none, else -1; its values stay unwritten. Any bytes
  * are safe to hand in. data is aligned to 4 bytes. */
-FASTEE_CUDA_API fastee_status fastee_cuda_unpack_planes(const void* data, int64_t nbytes, int64_t count, int64_t first, const DLTensor* out, int64_t* damaged, void* stream);
+FASTEE_CUDA_API fastee_status fastee_cuda_unpack_planes(const void* data, int64_t nbytes, int64_t count, int64_t first, const DLTensor* out,
+                                                        int64_t* damaged, void* stream);
 
 /* An exit graph: the segments of a network with exits as one CUDA graph that skips on the device what nobody needs. Stage 0 always runs;
  * stage i runs when the count that stage i - 1 wrote is above 0, in the smallest of its buckets that holds so many rows. Nothing that is

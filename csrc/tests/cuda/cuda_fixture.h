@@ -16,7 +16,13 @@ constexpr DLDataType kFloat = {kDLFloat, 32, 1};
 struct Tensor {
   Tensor(const void* data, std::vector<int64_t> shape, DLDataType type = kFloat, int32_t device = kDLCPU, std::vector<int64_t> strides = {})
       : shape(std::move(shape)), strides(std::move(strides)) {
-    t = {const_cast<void*>(data), {device, 0}, static_cast<int32_t>(this->shape.size()), type, this->shape.data(), this->strides.empty() ? nullptr : this->strides.data(), 0};
+    t = {const_cast<void*>(data),
+         {device, 0},
+         static_cast<int32_t>(this->shape.size()),
+         type,
+         this->shape.data(),
+         this->strides.empty() ? nullptr : this->strides.data(),
+         0};
   }
   Tensor(const Tensor&) = delete;
   const DLTensor* operator&() { return &t; }
@@ -43,7 +49,8 @@ class Guarded {
 };
 
 struct DeviceMemory {
-  DeviceMemory(int64_t rows, int64_t scratch_bytes) : sync(static_cast<size_t>(fastee_cuda_sync_bytes(rows))), scratch(static_cast<size_t>(scratch_bytes) + 1, 0xff) {
+  DeviceMemory(int64_t rows, int64_t scratch_bytes)
+      : sync(static_cast<size_t>(fastee_cuda_sync_bytes(rows))), scratch(static_cast<size_t>(scratch_bytes) + 1, 0xff) {
     m = {sync.data(), static_cast<int64_t>(sync.size()), scratch.data(), scratch_bytes};
   }
   bool clean() const {
@@ -57,7 +64,8 @@ struct DeviceMemory {
 
 // x as fp32, bf16 (kind 1) or fp16 (kind 2), truncated; x becomes what that holds.
 struct Narrow {
-  Narrow(std::vector<float>& x, int kind) : kind(kind), wide(&x), type{static_cast<uint8_t>(kind == 1 ? kDLBfloat : kDLFloat), static_cast<uint8_t>(kind ? 16 : 32), 1} {
+  Narrow(std::vector<float>& x, int kind)
+      : kind(kind), wide(&x), type{static_cast<uint8_t>(kind == 1 ? kDLBfloat : kDLFloat), static_cast<uint8_t>(kind ? 16 : 32), 1} {
     if (kind == 0) return;
     bits.resize(x.size());
     for (size_t i = 0; i < x.size(); ++i) {
@@ -71,10 +79,14 @@ struct Narrow {
         const int e = static_cast<int>(u >> 23 & 255) - 127;
         const bool nan = x[i] != x[i];
         bits[i] = static_cast<uint16_t>(u >> 16 & 0x8000);
-        if (nan) bits[i] |= 0x7e00;
-        else if (e >= -14) bits[i] |= static_cast<uint16_t>((e > 15 ? 30 : e + 15) << 10 | (u >> 13 & 0x3ff));
+        if (nan)
+          bits[i] |= 0x7e00;
+        else if (e >= -14)
+          bits[i] |= static_cast<uint16_t>((e > 15 ? 30 : e + 15) << 10 | (u >> 13 & 0x3ff));
         const int be = bits[i] >> 10 & 31;
-        x[i] = nan ? NAN : be == 0 ? std::copysign(0.0f, x[i]) : std::copysign(std::ldexp(1.0f + static_cast<float>(bits[i] & 0x3ff) / 1024.0f, be - 15), x[i]);
+        x[i] = nan       ? NAN
+               : be == 0 ? std::copysign(0.0f, x[i])
+                         : std::copysign(std::ldexp(1.0f + static_cast<float>(bits[i] & 0x3ff) / 1024.0f, be - 15), x[i]);
       }
     }
   }

@@ -85,10 +85,10 @@ struct Block {
 };
 
 struct Emulation {
-  uint64_t seed = 1;      // 0: threads run in order
-  int resident = 3;       // blocks at once
+  uint64_t seed = 1;  // 0: threads run in order
+  int resident = 3;   // blocks at once
   int64_t launches = 0;
-  int fail_launch = 0;    // the error that launches return, for tests
+  int fail_launch = 0;  // the error that launches return, for tests
 };
 inline Emulation& options() {
   static Emulation e;
@@ -200,7 +200,8 @@ inline void run(dim3 grid, dim3 block, size_t shared, std::function<void()> body
   Machine& m = machine();
   const unsigned threads = block.x * block.y * block.z;
   const int64_t blocks = static_cast<int64_t>(grid.x) * grid.y * grid.z;
-  if (threads == 0 || threads > 1024 || threads % 32 || blocks == 0) Machine::stop("a launch takes 32 to 1024 threads in whole warps and at least one block");
+  if (threads == 0 || threads > 1024 || threads % 32 || blocks == 0)
+    Machine::stop("a launch takes 32 to 1024 threads in whole warps and at least one block");
   m.grid = grid, m.block = block, m.body = std::move(body), m.state = options().seed * 2654435761u + 1, m.spins = 0;
   static std::vector<std::unique_ptr<Fiber>> pool;
   std::vector<Fiber*> spare;
@@ -209,7 +210,8 @@ inline void run(dim3 grid, dim3 block, size_t shared, std::function<void()> body
   int64_t next = 0;
   auto start = [&] {
     auto b = std::make_unique<Block>();
-    b->index = dim3(static_cast<unsigned>(next % grid.x), static_cast<unsigned>(next / grid.x % grid.y), static_cast<unsigned>(next / grid.x / grid.y));
+    b->index = dim3(static_cast<unsigned>(next % grid.x), static_cast<unsigned>(next / grid.x % grid.y),
+                    static_cast<unsigned>(next / grid.x / grid.y));
     b->warps.resize(threads / 32);
     b->shared.reset(new unsigned char[shared]);
     std::memset(b->shared.get(), 0xa5, shared);
@@ -355,7 +357,9 @@ using cudaStream_t = void*;
 enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNoDevice = 100, cudaErrorIllegalAddress = 700, cudaErrorLaunchFailure = 719 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 inline const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorIllegalAddress ? "an illegal memory access was encountered" : e == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "an error";
+  return e == cudaErrorIllegalAddress ? "an illegal memory access was encountered"
+         : e == cudaErrorNoDevice     ? "no CUDA-capable device is detected"
+                                      : "an error";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
@@ -371,7 +375,9 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
   ++emulation::options().launches;
   if (emulation::options().fail_launch) return emulation::options().fail_launch;
   emulation::run(grid, block, shared, [=] {
-    [&]<size_t... I>(std::index_sequence<I...>) { kernel(*static_cast<std::decay_t<P>*>(arguments[I])...); }(std::index_sequence_for<P...>{});
+    [&]<size_t... I>(std::index_sequence<I...>) {
+      kernel(*static_cast<std::decay_t<P>*>(arguments[I])...);
+    }(std::index_sequence_for<P...>{});
   });
   return cudaSuccess;
 }
@@ -384,7 +390,8 @@ struct AnyKernel {  // a kernel with the types of its arguments, which a graph's
   AnyKernel(void (*kernel)(P...)) {
     bind = [=](void** arguments) -> std::function<void()> {
       return [&]<size_t... I>(std::index_sequence<I...>) {
-        return std::function<void()>([=, copies = std::make_tuple(*static_cast<std::decay_t<P>*>(arguments[I])...)] { std::apply(kernel, copies); });
+        return std::function<void()>(
+            [=, copies = std::make_tuple(*static_cast<std::decay_t<P>*>(arguments[I])...)] { std::apply(kernel, copies); });
       }(std::index_sequence_for<P...>{});
     };
   }
@@ -471,16 +478,20 @@ inline emulation::Node* add_node(cudaGraph_t g, const cudaGraphNode_t* after, si
   if (n) g->nodes.back()->after.assign(after, after + n);
   return g->nodes.back().get();
 }
-inline cudaError_t cudaGraphAddChildGraphNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, size_t n, cudaGraph_t child) {
+inline cudaError_t cudaGraphAddChildGraphNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, size_t n,
+                                              cudaGraph_t child) {
   if (emulation::fails()) return 2;
   *node = add_node(g, after, n);
   (*node)->child = child;
   return cudaSuccess;
 }
-inline cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, size_t n, const cudaKernelNodeParams* p) {
+inline cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, size_t n,
+                                          const cudaKernelNodeParams* p) {
   if (emulation::fails()) return 2;
   *node = add_node(g, after, n);
-  (*node)->action = [grid = p->gridDim, block = p->blockDim, shared = p->sharedMemBytes, body = p->func.bind(p->kernelParams)] { emulation::run(grid, block, shared, body); };
+  (*node)->action = [grid = p->gridDim, block = p->blockDim, shared = p->sharedMemBytes, body = p->func.bind(p->kernelParams)] {
+    emulation::run(grid, block, shared, body);
+  };
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t g, unsigned, unsigned) {
@@ -489,13 +500,15 @@ inline cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* 
   *handle = reinterpret_cast<cudaGraphConditionalHandle>(g->handles.back().get());
   return cudaSuccess;
 }
-inline cudaError_t cudaGraphAddNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, const void*, size_t n, cudaGraphNodeParams* p) {
+inline cudaError_t cudaGraphAddNode(cudaGraphNode_t* node, cudaGraph_t g, const cudaGraphNode_t* after, const void*, size_t n,
+                                    cudaGraphNodeParams* p) {
   if (emulation::fails()) return 2;
   *node = add_node(g, after, n);
   emulation::Node& c = **node;
   c.handle = reinterpret_cast<unsigned*>(p->conditional.handle);
   c.is_switch = p->conditional.type == cudaGraphCondTypeSwitch;
-  for (unsigned i = 0; i < p->conditional.size; ++i) c.bodies.push_back(std::make_unique<emulation::Graph>()), c.faces.push_back(c.bodies.back().get());
+  for (unsigned i = 0; i < p->conditional.size; ++i)
+    c.bodies.push_back(std::make_unique<emulation::Graph>()), c.faces.push_back(c.bodies.back().get());
   p->conditional.phGraph_out = c.faces.data();
   return cudaSuccess;
 }

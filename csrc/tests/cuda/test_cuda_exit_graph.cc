@@ -17,7 +17,8 @@ struct Network {
         graphs[i].push_back(captured.back().get());
       }
     for (size_t i = 0; i < rows.size(); ++i)
-      stages.push_back({rows[i].data(), graphs[i].data(), static_cast<int32_t>(rows[i].size()), i + 1 < rows.size() ? &counts[i] : nullptr});
+      stages.push_back(
+          {rows[i].data(), graphs[i].data(), static_cast<int32_t>(rows[i].size()), i + 1 < rows.size() ? &counts[i] : nullptr});
   }
   std::vector<std::vector<int64_t>> rows;
   std::vector<int64_t> counts, left;

@@ -18,7 +18,17 @@ struct Case {
 
 struct Results {
   Results(int64_t rows, int64_t classes, const Case& c)
-      : label(rows), index(rows), count(1), max_prob(rows), margin(rows), entropy(rows), lse(rows), entropy_p2(rows), confidence(rows), logits(rows * classes), exits(rows) {
+      : label(rows),
+        index(rows),
+        count(1),
+        max_prob(rows),
+        margin(rows),
+        entropy(rows),
+        lse(rows),
+        entropy_p2(rows),
+        confidence(rows),
+        logits(rows * classes),
+        exits(rows) {
     out.stats = {label.data(), max_prob.data(), margin.data(), entropy.data(), lse.data(), c.second ? entropy_p2.data() : nullptr};
     out.confidence = confidence.data(), out.exits = exits.data(), out.index = index.data(), out.count = count.data();
     out.logits = c.logits ? logits.data() : nullptr;
@@ -46,14 +56,16 @@ int64_t product(const std::vector<int64_t>& shape, size_t from) {
 int64_t launches_of(const Case& c, const char* what, int poison = -1) {
   const bool tokens = c.pool == FASTEE_POOL_MEAN_TOKENS || c.pool == FASTEE_POOL_CLS || c.pool == FASTEE_POOL_LAST;
   const int64_t rows = c.shape[0], features = tokens ? c.shape[2] : c.shape[1], row = product(c.shape, 1);
-  std::vector<float> values = numbers(rows * row + 1, 11, 1.0f), weights = numbers(c.classes * features + 1, 12, 1.0f / std::sqrt(static_cast<float>(features)));
+  std::vector<float> values = numbers(rows * row + 1, 11, 1.0f),
+                     weights = numbers(c.classes * features + 1, 12, 1.0f / std::sqrt(static_cast<float>(features)));
   if (c.classes > 4 && c.w_kind < 3)  // classes 1 and 3 are the same: ties go to the smaller index
     std::copy_n(weights.begin() + static_cast<ptrdiff_t>(features), features, weights.begin() + static_cast<ptrdiff_t>(3 * features));
   if (poison >= 0 && rows) values[static_cast<size_t>(poison % rows * row)] = NAN;
   if (poison >= 0 && rows > 1) values[static_cast<size_t>((poison + 1) % rows * row)] = INFINITY;
   const Narrow x(values, c.x_kind), w(weights, c.w_kind == 3 ? 0 : c.w_kind);
   std::vector<int8_t> w8(weights.size());
-  const std::vector<float> w_scale = numbers(c.classes, 13, 0.05f), bias = numbers(c.classes, 14, 0.1f), nw = numbers(features, 15, 1.0f), nb = numbers(features, 16, 1.0f);
+  const std::vector<float> w_scale = numbers(c.classes, 13, 0.05f), bias = numbers(c.classes, 14, 0.1f), nw = numbers(features, 15, 1.0f),
+                           nb = numbers(features, 16, 1.0f);
   for (size_t i = 0; i < w8.size(); ++i) w8[i] = static_cast<int8_t>(weights[i] * 40.0f);
   std::vector<uint8_t> mask(static_cast<size_t>(rows * (tokens ? c.shape[1] : 0)));
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = i % 3 != 1;
@@ -69,20 +81,36 @@ int64_t launches_of(const Case& c, const char* what, int poison = -1) {
   Results wanted(rows, c.classes, c), got(rows, c.classes, c);
   const bool pack = c.format >= 0;
   const int64_t groups = c.format == FASTEE_BF16 || !pack ? 0 : c.group ? row / c.group : 1;
-  const int64_t bytes = c.format == FASTEE_INT4 ? (row + 1) / 2 : c.format == FASTEE_BF16 ? 2 * row : row, capacity = pack ? rows * (4 * groups + bytes) : 0;
+  const int64_t bytes = c.format == FASTEE_INT4   ? (row + 1) / 2
+                        : c.format == FASTEE_BF16 ? 2 * row
+                                                  : row,
+                capacity = pack ? rows * (4 * groups + bytes) : 0;
   Guarded<uint8_t> buffer(capacity), wanted_buffer(capacity);
   int64_t extent[2] = {-1, -1}, wanted_extent[2] = {-1, -1};
   DeviceMemory memory(rows, fastee_cuda_scratch_bytes(rows, features, c.classes, groups));
   auto run = [&](int32_t device, Results& r) {
-    Tensor tx(x.data(), c.shape, x.type, device, strides), tw(shifted.data() + off, {c.classes, features}, w_type, device), tb(bias.data(), {c.classes}, kFloat, device),
-        tnw(nw.data(), {features}, kFloat, device), tnb(nb.data(), {features}, kFloat, device), ts(w_scale.data(), {c.classes}, kFloat, device),
+    Tensor tx(x.data(), c.shape, x.type, device, strides), tw(shifted.data() + off, {c.classes, features}, w_type, device),
+        tb(bias.data(), {c.classes}, kFloat, device), tnw(nw.data(), {features}, kFloat, device),
+        tnb(nb.data(), {features}, kFloat, device), ts(w_scale.data(), {c.classes}, kFloat, device),
         tm(mask.data(), {rows, tokens ? c.shape[1] : 0}, {kDLUInt, 8, 1}, device);
-    fastee_head h{c.pool, c.norm, c.measure, 1e-5f, c.temperature, c.threshold, &tw, c.bias ? &tb : nullptr, c.norm ? &tnw : nullptr, c.norm ? &tnb : nullptr,
-                  c.mask ? &tm : nullptr, c.w_kind == 3 ? &ts : nullptr};
+    fastee_head h{c.pool,
+                  c.norm,
+                  c.measure,
+                  1e-5f,
+                  c.temperature,
+                  c.threshold,
+                  &tw,
+                  c.bias ? &tb : nullptr,
+                  c.norm ? &tnw : nullptr,
+                  c.norm ? &tnb : nullptr,
+                  c.mask ? &tm : nullptr,
+                  c.w_kind == 3 ? &ts : nullptr};
     const auto f = static_cast<fastee_format>(c.format);
     if (device == kDLCPU)
-      return pack ? fastee_exit_pack(&tx, &h, f, c.group, &r.out, wanted_buffer.data(), capacity, wanted_extent, wanted_extent + 1, nullptr) : fastee_exit_head(&tx, &h, &r.out, nullptr);
-    return pack ? fastee_cuda_exit_pack(&tx, &h, f, c.group, &r.out, buffer.data(), capacity, extent, &memory.m, nullptr) : fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr);
+      return pack ? fastee_exit_pack(&tx, &h, f, c.group, &r.out, wanted_buffer.data(), capacity, wanted_extent, wanted_extent + 1, nullptr)
+                  : fastee_exit_head(&tx, &h, &r.out, nullptr);
+    return pack ? fastee_cuda_exit_pack(&tx, &h, f, c.group, &r.out, buffer.data(), capacity, extent, &memory.m, nullptr)
+                : fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr);
   };
   const int before = failures;
   CHECK(run(kDLCPU, wanted) == FASTEE_OK);
@@ -97,7 +125,8 @@ int64_t launches_of(const Case& c, const char* what, int poison = -1) {
   CHECK(same_bits(got.confidence.values(), wanted.confidence.values()) && same_bits(got.entropy_p2.values(), wanted.entropy_p2.values()));
   CHECK(same_bits(got.logits.values(), wanted.logits.values()));
   CHECK(got.index.values() == wanted.index.values() && *got.count.data() == *wanted.count.data());
-  CHECK(got.label.intact() && got.exits.intact() && got.confidence.intact() && got.logits.intact() && got.index.intact() && got.count.intact() && got.max_prob.intact());
+  CHECK(got.label.intact() && got.exits.intact() && got.confidence.intact() && got.logits.intact() && got.index.intact() &&
+        got.count.intact() && got.max_prob.intact());
   CHECK(memory.clean());
   if (pack) {
     CHECK(extent[0] == wanted_extent[0] && extent[1] == wanted_extent[1] && buffer.intact());
@@ -105,7 +134,8 @@ int64_t launches_of(const Case& c, const char* what, int poison = -1) {
           std::memcmp(buffer.data() + extent[0], wanted_buffer.data() + extent[0], static_cast<size_t>(extent[1])) == 0);
   }
   if (failures != before)
-    std::fprintf(stderr, "  %s: B %d, D %d, C %d, pool %d, norm %d, x %d, w %d, format %d\n", what, int(rows), int(features), int(c.classes), c.pool, c.norm, c.x_kind, c.w_kind, c.format);
+    std::fprintf(stderr, "  %s: B %d, D %d, C %d, pool %d, norm %d, x %d, w %d, format %d\n", what, int(rows), int(features),
+                 int(c.classes), c.pool, c.norm, c.x_kind, c.w_kind, c.format);
   return launches;
 }
 
@@ -125,14 +155,19 @@ void kinds() {
   for (int x = 0; x < 3; ++x)
     for (int w = 0; w < 4; ++w)
       for (int64_t features : {64, 67})
-        for (bool unaligned : {false, true}) launches_of({.shape = {6, features}, .classes = 20, .x_kind = x, .w_kind = w, .threshold = 0.2f, .bias = x != 1, .unaligned = unaligned}, "types");
+        for (bool unaligned : {false, true})
+          launches_of(
+              {.shape = {6, features}, .classes = 20, .x_kind = x, .w_kind = w, .threshold = 0.2f, .bias = x != 1, .unaligned = unaligned},
+              "types");
   for (auto norm : {FASTEE_NORM_LAYER, FASTEE_NORM_RMS, FASTEE_NORM_AFFINE})
     for (int64_t rows : {1, 7}) launches_of({.shape = {rows, 70}, .classes = 10, .norm = norm, .threshold = 0.4f}, "norms");
   for (int x = 0; x < 3; ++x)
     for (int64_t classes : {10, 200}) {
       launches_of({.shape = {5, 24, 7, 7}, .classes = classes, .pool = FASTEE_POOL_MEAN, .x_kind = x}, "mean");
-      launches_of({.shape = {3, 9, 5}, .classes = classes, .pool = FASTEE_POOL_MEAN, .norm = FASTEE_NORM_LAYER, .x_kind = x}, "mean of odd sizes");
-      launches_of({.shape = {5, 24, 3, 4}, .classes = classes, .pool = FASTEE_POOL_MEAN, .x_kind = x, .channels_last = true}, "channels last");
+      launches_of({.shape = {3, 9, 5}, .classes = classes, .pool = FASTEE_POOL_MEAN, .norm = FASTEE_NORM_LAYER, .x_kind = x},
+                  "mean of odd sizes");
+      launches_of({.shape = {5, 24, 3, 4}, .classes = classes, .pool = FASTEE_POOL_MEAN, .x_kind = x, .channels_last = true},
+                  "channels last");
       launches_of({.shape = {4, 11, 40}, .classes = classes, .pool = FASTEE_POOL_MEAN_TOKENS, .x_kind = x, .mask = true}, "masked tokens");
       launches_of({.shape = {4, 3, 37}, .classes = classes, .pool = FASTEE_POOL_MEAN_TOKENS, .x_kind = x}, "tokens");
       launches_of({.shape = {9, 4, 32}, .classes = classes, .pool = FASTEE_POOL_CLS, .norm = FASTEE_NORM_RMS, .x_kind = x}, "cls");
@@ -144,7 +179,14 @@ void kinds() {
 void rules() {
   for (auto measure : {FASTEE_MAX_PROB, FASTEE_MARGIN, FASTEE_ENTROPY, FASTEE_ENERGY})
     for (float threshold : {-INFINITY, -1.0f, 0.2f, INFINITY})
-      launches_of({.shape = {11, 32}, .classes = 5, .measure = measure, .threshold = threshold, .temperature = 1.7f, .logits = true, .second = true}, "rules", 4);
+      launches_of({.shape = {11, 32},
+                   .classes = 5,
+                   .measure = measure,
+                   .threshold = threshold,
+                   .temperature = 1.7f,
+                   .logits = true,
+                   .second = true},
+                  "rules", 4);
   launches_of({.shape = {19, 32}, .classes = 150, .threshold = 0.02f}, "NaN and infinity", 7);
 }
 
@@ -153,7 +195,10 @@ void packing() {
     for (float threshold : {-1.0f, 0.35f, 2.0f})
       for (int64_t rows : {0, 1, 4, 13}) {
         launches_of({.shape = {rows, 33}, .classes = 10, .threshold = threshold, .format = format}, "pack", rows ? 2 : -1);
-        if (format != FASTEE_BF16) launches_of({.shape = {rows, 12, 5}, .classes = 10, .pool = FASTEE_POOL_MEAN, .threshold = threshold, .format = format, .group = 15}, "groups");
+        if (format != FASTEE_BF16)
+          launches_of(
+              {.shape = {rows, 12, 5}, .classes = 10, .pool = FASTEE_POOL_MEAN, .threshold = threshold, .format = format, .group = 15},
+              "groups");
       }
   launches_of({.shape = {10, 48, 7, 7}, .classes = 200, .pool = FASTEE_POOL_MEAN, .threshold = 0.011f, .format = 0}, "large rows, slices");
 }
@@ -165,14 +210,17 @@ void bad_arguments_are_refused() {
   Results r(2, 3, {});
   DeviceMemory memory(2, 10);
   fastee_head h{FASTEE_POOL_NONE, FASTEE_NORM_NONE, FASTEE_MAX_PROB, 0.0f, 1.0f, 0.5f, &cpu, nullptr, nullptr, nullptr, nullptr, nullptr};
-  CHECK(fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr) == FASTEE_WRONG_TYPE && says("exit_head: weight must be float32, bfloat16 or float16 [C, D] on a CUDA device"));
+  CHECK(fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr) == FASTEE_WRONG_TYPE &&
+        says("exit_head: weight must be float32, bfloat16 or float16 [C, D] on a CUDA device"));
   h.weight = &tw;
-  CHECK(fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr) == FASTEE_INVALID_ARGUMENT && says("memory must hold 32 bytes of sync and 88 of scratch, got 32 and 10"));
+  CHECK(fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr) == FASTEE_INVALID_ARGUMENT &&
+        says("memory must hold 32 bytes of sync and 88 of scratch, got 32 and 10"));
   h.threshold = NAN;
   CHECK(fastee_cuda_exit_head(&tx, &h, &r.out, &memory.m, nullptr) == FASTEE_INVALID_ARGUMENT && says("threshold must not be NaN"));
   h.threshold = 0.5f;
   int64_t extent[2];
-  CHECK(fastee_cuda_exit_pack(&tx, &h, FASTEE_INT8, 0, &r.out, x.data(), 20, extent, &memory.m, nullptr) == FASTEE_INVALID_ARGUMENT && says("capacity must be at least 24 bytes"));
+  CHECK(fastee_cuda_exit_pack(&tx, &h, FASTEE_INT8, 0, &r.out, x.data(), 20, extent, &memory.m, nullptr) == FASTEE_INVALID_ARGUMENT &&
+        says("capacity must be at least 24 bytes"));
 }
 }  // namespace
 

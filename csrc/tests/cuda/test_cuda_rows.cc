@@ -19,7 +19,12 @@ void compact_orders_like_the_cpu() {
       for (int64_t stride : {1, 3}) {
         std::vector<uint8_t> mask(static_cast<size_t>(rows * stride + 1), 7);
         for (int64_t i = 0; i < rows; ++i)
-          mask[static_cast<size_t>(i * stride)] = kind == 0 ? 0 : kind == 1 ? 1 : kind == 2 ? i & 1 : kind == 3 ? i == 0 : kind == 4 ? (i == rows - 1) * 255 : random() & 1;
+          mask[static_cast<size_t>(i * stride)] = kind == 0   ? 0
+                                                  : kind == 1 ? 1
+                                                  : kind == 2 ? i & 1
+                                                  : kind == 3 ? i == 0
+                                                  : kind == 4 ? (i == rows - 1) * 255
+                                                              : random() & 1;
         Tensor here(mask.data(), {rows}, {kDLUInt, 8, 1}, kDLCPU, {stride}), there(mask.data(), {rows}, {kDLUInt, 8, 1}, kDLCUDA, {stride});
         Guarded<int64_t> index(rows), wanted(rows);
         int64_t count = -1, wanted_count = -1;
@@ -36,33 +41,48 @@ void quantized_rows_have_the_cpus_bits() {
   struct Shape {
     int64_t rows, row, group, gap;
   };
-  for (const Shape& s : {Shape{3, 1, 0, 0}, {2, 7, 0, 0}, {4, 64, 0, 0}, {3, 96, 32, 0}, {2, 9, 3, 0}, {3, 15, 5, 2}, {2, 4100, 0, 4}, {2, 6144, 2048, 0}, {1, 6150, 2050, 0},
-                         {2, 3075, 1025, 1}, {0, 5, 0, 0}, {2, 0, 0, 0}, {1, 30000, 0, 0}})
+  for (const Shape& s : {Shape{3, 1, 0, 0},
+                         {2, 7, 0, 0},
+                         {4, 64, 0, 0},
+                         {3, 96, 32, 0},
+                         {2, 9, 3, 0},
+                         {3, 15, 5, 2},
+                         {2, 4100, 0, 4},
+                         {2, 6144, 2048, 0},
+                         {1, 6150, 2050, 0},
+                         {2, 3075, 1025, 1},
+                         {0, 5, 0, 0},
+                         {2, 0, 0, 0},
+                         {1, 30000, 0, 0}})
     for (int format = 0; format < 4; ++format)
       for (int narrow = 0; narrow < 3; ++narrow) {
         if (format == FASTEE_BF16 && s.group) continue;
         const int64_t stride = s.row + s.gap;
         std::vector<float> x = some_rows(s.rows * stride + 1, 5);
         if (s.rows > 1 && s.row > 2) {
-          x[1] = NAN;                                                                      // a group that comes back as NaN
+          x[1] = NAN;                                                                        // a group that comes back as NaN
           for (int64_t i = 0; i < s.row; ++i) x[static_cast<size_t>(stride + i)] *= 1e-36f;  // a row that needs lifting
           if (s.rows > 2)
             for (int64_t i = 0; i < s.row; ++i) x[static_cast<size_t>(2 * stride + i)] = i & 1 ? -0.0f : 0.0f;
         }
         const Narrow given(x, narrow);  // as fp32, bf16 or fp16; x becomes what that holds
-        const int64_t bytes = format == FASTEE_INT4 ? (s.row + 1) / 2 : s.row, groups = s.group ? s.row / s.group : 1, width = format == FASTEE_BF16 ? 2 : 1;
+        const int64_t bytes = format == FASTEE_INT4 ? (s.row + 1) / 2 : s.row, groups = s.group ? s.row / s.group : 1,
+                      width = format == FASTEE_BF16 ? 2 : 1;
         const std::vector<int64_t> shape = {s.rows, bytes}, scales = {s.rows, groups};
         Guarded<uint8_t> data(s.rows * bytes * width), wanted(s.rows * bytes * width);
         Guarded<float> scale(s.rows * groups), wanted_scale(s.rows * groups);
         const bool scaled = format != FASTEE_BF16;
-        Tensor here(x.data(), {s.rows, s.row}, kFloat, kDLCPU, {stride, 1}), there(given.data(), {s.rows, s.row}, given.type, kDLCUDA, {stride, 1});
-        Tensor d0(wanted.data(), shape, types[format]), d1(data.data(), shape, types[format], kDLCUDA), s0(wanted_scale.data(), scales), s1(scale.data(), scales, kFloat, kDLCUDA);
+        Tensor here(x.data(), {s.rows, s.row}, kFloat, kDLCPU, {stride, 1}),
+            there(given.data(), {s.rows, s.row}, given.type, kDLCUDA, {stride, 1});
+        Tensor d0(wanted.data(), shape, types[format]), d1(data.data(), shape, types[format], kDLCUDA), s0(wanted_scale.data(), scales),
+            s1(scale.data(), scales, kFloat, kDLCUDA);
         const auto f = static_cast<fastee_format>(format);
         CHECK(fastee_quantize_rows(&here, f, s.group, &d0, scaled ? &s0 : nullptr, nullptr) == FASTEE_OK);
         CHECK(fastee_cuda_quantize_rows(&there, f, s.group, &d1, scaled ? &s1 : nullptr, nullptr) == FASTEE_OK);
         const bool same = data.values() == wanted.values() && same_bits(scale.values(), wanted_scale.values());
         CHECK(same && data.intact() && scale.intact());
-        if (!same) std::fprintf(stderr, "  rows %d x %d, group %d, format %d, type %d\n", int(s.rows), int(s.row), int(s.group), format, narrow);
+        if (!same)
+          std::fprintf(stderr, "  rows %d x %d, group %d, format %d, type %d\n", int(s.rows), int(s.row), int(s.group), format, narrow);
       }
 }
 
@@ -100,7 +120,8 @@ void planes_have_the_cpus_bytes_and_come_back() {
           Tensor out(back.data(), {count}, given.type, kDLCUDA);
           CHECK(fastee_cuda_unpack_planes(wanted.data(), wanted_size, n, first, &out, &damaged, nullptr) == FASTEE_OK);
           CHECK(damaged == -1 && back.intact());
-          CHECK(count == 0 || std::memcmp(back.data(), static_cast<const uint8_t*>(given.data()) + first * width, static_cast<size_t>(count * width)) == 0);
+          CHECK(count == 0 || std::memcmp(back.data(), static_cast<const uint8_t*>(given.data()) + first * width,
+                                          static_cast<size_t>(count * width)) == 0);
         }
       }
 }
@@ -144,11 +165,14 @@ void bad_arguments_are_refused() {
   int64_t count;
   auto says = [](const char* part) { return std::string(fastee_cuda_last_error()).find(part) != std::string::npos; };
   Tensor cpu(mask.data(), {8}, {kDLUInt, 8, 1}), wide(x.data(), {8}, kFloat, kDLCUDA);
-  CHECK(fastee_cuda_compact(&cpu, index.data(), &count, nullptr, nullptr) == FASTEE_WRONG_TYPE && says("compact: mask must be bool or uint8 [B] on a CUDA device, got uint8 [8]"));
+  CHECK(fastee_cuda_compact(&cpu, index.data(), &count, nullptr, nullptr) == FASTEE_WRONG_TYPE &&
+        says("compact: mask must be bool or uint8 [B] on a CUDA device, got uint8 [8]"));
   CHECK(fastee_cuda_compact(&wide, index.data(), &count, nullptr, nullptr) == FASTEE_WRONG_TYPE && says("got float32 [8]"));
   Tensor large(mask.data(), {5000}, {kDLBool, 8, 1}, kDLCUDA, {0});
-  CHECK(fastee_cuda_compact(&large, index.data(), &count, nullptr, nullptr) == FASTEE_INVALID_ARGUMENT && says("compact: memory must hold 32 bytes of sync and 0 of scratch, got 0 and 0"));
-  CHECK(fastee_cuda_pack_planes(&wide, bytes.data(), 10, &count, nullptr, nullptr) == FASTEE_INVALID_ARGUMENT && says("capacity must be at least 68 bytes, got 10"));
+  CHECK(fastee_cuda_compact(&large, index.data(), &count, nullptr, nullptr) == FASTEE_INVALID_ARGUMENT &&
+        says("compact: memory must hold 32 bytes of sync and 0 of scratch, got 0 and 0"));
+  CHECK(fastee_cuda_pack_planes(&wide, bytes.data(), 10, &count, nullptr, nullptr) == FASTEE_INVALID_ARGUMENT &&
+        says("capacity must be at least 68 bytes, got 10"));
   CHECK(fastee_cuda_unpack_planes(bytes.data(), 64, 8, 4, &wide, &count, nullptr) == FASTEE_INVALID_ARGUMENT && says("got 8 from 4"));
 }
 
@@ -160,9 +184,11 @@ void errors_of_the_device_name_the_launch() {
   Tensor there(mask.data(), {8}, {kDLUInt, 8, 1}, kDLCUDA);
   CHECK(fastee_cuda_compact(&there, index.data(), &count, nullptr, nullptr) == FASTEE_OK);
   emulation::options().fail_launch = cudaErrorNoDevice;
-  CHECK(fastee_cuda_compact(&there, index.data(), &count, nullptr, nullptr) == FASTEE_DEVICE_ERROR && says("compact: CUDA error 100: no CUDA-capable device is detected") && !says("sticky"));
+  CHECK(fastee_cuda_compact(&there, index.data(), &count, nullptr, nullptr) == FASTEE_DEVICE_ERROR &&
+        says("compact: CUDA error 100: no CUDA-capable device is detected") && !says("sticky"));
   emulation::options().fail_launch = cudaErrorIllegalAddress;
-  CHECK(fastee_cuda_compact(&there, index.data(), &count, nullptr, nullptr) == FASTEE_DEVICE_ERROR && says("it is sticky") && says("before this one: compact"));
+  CHECK(fastee_cuda_compact(&there, index.data(), &count, nullptr, nullptr) == FASTEE_DEVICE_ERROR && says("it is sticky") &&
+        says("before this one: compact"));
   emulation::options().fail_launch = 0;
 }
 }  // namespace

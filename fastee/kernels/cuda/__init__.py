@@ -138,10 +138,36 @@ def compact(mask: Tensor, index: Tensor, count: Tensor, sync: Tensor) -> None:
 def quantize_rows(x: Tensor, format: str, group: int | None, data: Tensor, scale: Tensor) -> None:
     """Quantise the rows of x into `data` and `scale`."""
     with torch.cuda.device(x.device):
-        _call("quantize_rows", _pointer(x), FORMATS.index(format), c_int64(group or 0), _pointer(data), _pointer(scale) if format != "bf16" else None, _stream(x))
+        _call(
+            "quantize_rows",
+            _pointer(x),
+            FORMATS.index(format),
+            c_int64(group or 0),
+            _pointer(data),
+            _pointer(scale) if format != "bf16" else None,
+            _stream(x),
+        )
 
 
-def exit_head(x, weight, weight_scale, bias, pool, norm, norm_weight, norm_bias, eps, measure, threshold, temperature, mask, logits, step, sync, pack=None):
+def exit_head(
+    x,
+    weight,
+    weight_scale,
+    bias,
+    pool,
+    norm,
+    norm_weight,
+    norm_bias,
+    eps,
+    measure,
+    threshold,
+    temperature,
+    mask,
+    logits,
+    step,
+    sync,
+    pack=None,
+):
     """Run one exit on the current stream.
 
     Returns label, confidence, exits (uint8), stats fp32 [4, B], index, count (0-d, both None without `step`) and logits or None. With
@@ -155,7 +181,9 @@ def exit_head(x, weight, weight_scale, bias, pool, norm, norm_weight, norm_bias,
         z = new(rows, classes) if logits else None
         parts = [_pointer(t) for t in (weight, bias, norm_weight, norm_bias, mask, weight_scale)]
         head = _Head(POOLS.index(pool), NORMS.index(norm), MEASURES.index(measure), eps, temperature, threshold, *parts)
-        out = _HeadOut(_Stats(label.data_ptr(), *(s.data_ptr() for s in stats), None), *(_address(t) for t in (confidence, exits, z, index, count)))
+        out = _HeadOut(
+            _Stats(label.data_ptr(), *(s.data_ptr() for s in stats), None), *(_address(t) for t in (confidence, exits, z, index, count))
+        )
         format, group, buffer, extent = pack or (None,) * 4
         groups = 0 if format in (None, "bf16") else x.shape[1:].numel() // (group or x.shape[1:].numel())
         memory, keep = _memory(sync, _load().fastee_cuda_scratch_bytes(rows, weight.shape[1], classes, groups))
@@ -176,7 +204,15 @@ def pack_planes(h: Tensor, sync: Tensor) -> tuple[Tensor, Tensor]:
     nbytes = torch.empty((), dtype=torch.int64, device=h.device)
     with torch.cuda.device(h.device):
         memory, _ = _memory(sync)
-        _call("pack_planes", _pointer(h), c_void_p(out.data_ptr()), c_int64(out.numel()), c_void_p(nbytes.data_ptr()), ctypes.byref(memory), _stream(h))
+        _call(
+            "pack_planes",
+            _pointer(h),
+            c_void_p(out.data_ptr()),
+            c_int64(out.numel()),
+            c_void_p(nbytes.data_ptr()),
+            ctypes.byref(memory),
+            _stream(h),
+        )
     return out, nbytes
 
 
