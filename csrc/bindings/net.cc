@@ -12,6 +12,7 @@
 
 #include "bindings/bindings.h"
 #include "net/crc32c.h"
+#include "net/echo.h"
 #include "net/io_thread.h"
 
 namespace py = pybind11;
@@ -300,14 +301,14 @@ class Io {
   }
   void arm(std::string peer, int machine, py::handle frame, int64_t deadline) { io().arm(pack(std::move(peer), machine, frame, deadline)); }
 
-  py::list receive(int64_t timeout_ns, int watched) {
+  py::list receive(int64_t timeout_ns, int watched, int64_t spin_ns) {
     yard_->clear();
     py::list out;
     take(&out);
     if (out.empty()) {
       {
         const py::gil_scoped_release unlocked;
-        io_->wait(timeout_ns, watched);
+        io_->wait(timeout_ns, watched, spin_ns);
       }
       take(&out);
     }
@@ -423,6 +424,9 @@ void fastee::bindings::bind_net(py::module_& m) {
   py::class_<Received>(m, "Received", py::buffer_protocol()).def_buffer([](const Received& r) {
     return py::buffer_info(r.event->payload.data(), 1, "B", static_cast<py::ssize_t>(r.event->payload.size()));
   });
+  py::class_<RawEcho>(m, "RawEcho")
+      .def(py::init([](const std::vector<std::string>& libraries, size_t bytes) { return std::make_unique<RawEcho>(load_zmq(libraries), bytes); }))
+      .def("trip", &RawEcho::trip, py::call_guard<py::gil_scoped_release>());
   py::class_<Io>(m, "IoThread")
       .def(py::init<const std::vector<std::string>&, const py::dict&>(), py::arg("libraries"), py::arg("config"))
       .def("bind", &Io::bind)

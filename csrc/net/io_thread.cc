@@ -1,6 +1,7 @@
 #include "net/io_thread.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/timerfd.h>
 
 #include <chrono>
@@ -768,7 +769,10 @@ void IoThread::set_beat(std::string json) {
   impl_->bell.ring();
 }
 
-void IoThread::wait(int64_t timeout_ns, int watched) {
+void IoThread::wait(int64_t timeout_ns, int watched, int64_t spin_ns) {
+  if (spin_ns > 0)
+    for (const int64_t end = steady_ns() + std::min(spin_ns, timeout_ns); steady_ns() < end; sched_yield())
+      if (!events_.empty() || woken_.load(std::memory_order_relaxed)) break;
   events_bell_.prepare();
   if (events_.empty() && !woken_.load(std::memory_order_seq_cst) && timeout_ns > 0) {
     pollfd fds[2] = {{events_bell_.fd(), POLLIN, 0}, {watched, POLLIN, 0}};

@@ -105,8 +105,9 @@ class IoThread {
 
   // For one consumer thread. The next event; null when there is none.
   std::unique_ptr<Event> next() { return events_.pop(); }
-  // Sleeps until there is an event, `wake`, something readable on `watched` (-1: none) or `timeout_ns` passed.
-  void wait(int64_t timeout_ns, int watched);
+  // Sleeps until there is an event, `wake`, something readable on `watched` (-1: none) or `timeout_ns` passed. For the first `spin_ns` it looks
+  // again and again, giving way to other threads, because waking a sleeper on an idle core takes longer than an answer over loopback.
+  void wait(int64_t timeout_ns, int watched, int64_t spin_ns = 0);
   void wake();
 
   const Counters& counters() const { return counters_; }

@@ -112,6 +112,18 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print the report 
 
 
 @app.command()
+def keys(
+    out: Annotated[Path, typer.Argument(help="File to write, readable by its owner only; it must not exist.")],
+) -> None:
+    """Make the CURVE keys of one machine. Prints the public key, to be listed in the other machines' allow-lists."""
+    from fastee.cluster.keys import make_keys, save_keys
+
+    made = make_keys()
+    save_keys(made, out)
+    typer.echo(f'{json.dumps(out.stem)} = "{made.public}"')
+
+
+@app.command()
 def explain(
     op: Annotated[str, typer.Argument(help="Name of the op, e.g. exit_step.")],
     batch: Annotated[int, typer.Option(min=0, help="B, rows.")] = 1,

@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,8 @@ MAX_ATTEMPTS = 16
 MAX_PENDING = 65536
 _TICK_SECONDS = 0.05
 _ATTEMPT_STEP = 256
+_HELP_SECONDS = 0.02
+_SPIN_SECONDS = float(os.environ.get("FASTEE_SPIN", "0"))
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class NodeState:
         self.hello = self.connected = self.up = self.exited = False
         self.refusal = ""
         self.beat = Heartbeat(0, 0.0, 0)
+        self.beats = 0
         self.in_flight = 0
 
 
@@ -132,6 +136,8 @@ class Client:
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._fatal: BaseException | None = None
+        self._receiver = threading.Lock()
+        self._helpers, self._helped, self._needed = 0, 0.0, threading.Event()
         self._thread = threading.Thread(target=self._main, name="fastee-cluster", daemon=True)
         self._ready = threading.Event()
         self._thread.start()
@@ -163,10 +169,44 @@ class Client:
             if inline:
                 self._admit()
         self._settle_futures()
+        if from_now:
+            self._needed.set()
         # The thread looks at its clock every _TICK_SECONDS anyway.
         if not inline or task.expiry - now < _TICK_SECONDS * 1e9:
             self._endpoint.wake()
         return future
+
+    def wait(self, futures: Sequence[Future]) -> None:
+        """Return when all `futures` are done. Meanwhile the caller receives in the thread's place: an answer that must wake first the
+        thread and then the caller costs two switches of threads and of the interpreter's lock."""
+        if not self._endpoint.concurrent:
+            return
+        with self._lock:
+            self._helpers += 1
+        try:
+            if time.monotonic() - self._helped > _HELP_SECONDS:
+                self._endpoint.wake()  # the thread may stand in `receive`
+            for future in futures:
+                while not future.done():
+                    if self._receiver.acquire(blocking=False):
+                        try:
+                            self._turn(_SPIN_SECONDS)
+                        except Exception as error:  # as in the thread, which then fails what is pending
+                            self._fatal = error
+                            self._stop.set()
+                            self._needed.set()
+                            return
+                        finally:
+                            self._helped = time.monotonic()
+                            self._receiver.release()
+                    else:
+                        with contextlib.suppress(FuturesTimeout):
+                            future.exception(0.001)
+        finally:
+            with self._lock:
+                self._helpers -= 1
+            if self._pending:
+                self._needed.set()
 
     def wait_ready(self, timeout: float) -> list[NodeState]:
         """Wait until every node has said HELLO and reaches every other; returns those that have not by then."""
@@ -193,6 +233,7 @@ class Client:
         """Stop the thread; what is still pending fails with ``ClusterError``."""
         with self._lock:
             self._stop.set()
+        self._needed.set()
         with contextlib.suppress(AttributeError):
             self._endpoint.wake()
         if threading.current_thread() is not self._thread:
@@ -211,13 +252,13 @@ class Client:
                 endpoint.connect(node_peer(node.index), node.index, "127.0.0.1", at, self._public[node.index] if self._public else "")
             self._ready.set()
             while not self._stop.is_set():
-                items = endpoint.receive(self._pause())
-                with self._lock:
-                    for item in items:
-                        self._handle(item)
-                    self._admit()
-                    self._watch()
-                self._settle_futures()
+                if self._helpers or time.monotonic() - self._helped < _HELP_SECONDS:
+                    self._needed.wait(_HELP_SECONDS)
+                    self._needed.clear()
+                    if self._helpers:
+                        continue
+                with self._receiver:
+                    self._turn()
         except BaseException as error:
             self._fatal = error
             raise
@@ -234,6 +275,15 @@ class Client:
             self._settle_futures()
             if endpoint is not None:
                 endpoint.close()
+
+    def _turn(self, spin: float = 0.0) -> None:
+        items = self._endpoint.receive(self._pause(), spin=spin)
+        with self._lock:
+            for item in items:
+                self._handle(item)
+            self._admit()
+            self._watch()
+        self._settle_futures()
 
     def _settle_futures(self) -> None:
         """Tell the callers, outside the lock: what hangs on a future may call back into this client."""
@@ -425,6 +475,7 @@ class Client:
             self._answered(node, frame)
         elif frame.kind is Kind.HEARTBEAT:
             node.beat = from_payload(frame, Heartbeat)
+            node.beats += 1
             self._tell()
         elif frame.kind is Kind.HELLO:
             from_payload(frame, Hello)
@@ -448,7 +499,7 @@ class Client:
         if len(values) != 3 or values[0].ndim != 2 or [v.numel() for v in values[1:]] != [1, 1]:
             raise FrameError(f"frame: an answer holds logits [1, C], label and confidence, got {[list(v.shape) for v in values]}")
         latency = (time.monotonic_ns() - task.start) * 1e-9
-        forced = bool(frame.flags & Flag.FORCED)
+        forced = frame.forced
         answer = TaskAnswer(values[0][0], int(values[1]), float(values[2]), frame.exit, node.index, latency, frame.wire_bytes, forced)
         late = task.deadline is not None and latency > task.deadline
         if self._settle(task, "answers", *["forced"] * forced, *["late"] * late):

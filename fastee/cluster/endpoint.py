@@ -125,8 +125,9 @@ class Endpoint(Protocol):
     def set_beat(self, payload: bytes) -> None:
         """Set what the heartbeats say; they go out every 0.1 s by themselves."""
 
-    def receive(self, timeout: float, file: int = -1) -> list[Item]:
-        """Return what has happened, waiting up to `timeout` seconds for the first item or for `file` to be readable."""
+    def receive(self, timeout: float, file: int = -1, spin: float = 0.0) -> list[Item]:
+        """Return what has happened, waiting up to `timeout` seconds for the first item or for `file` to be readable; the first `spin`
+        seconds of it without sleeping, where that is cheap."""
 
     def wake(self) -> None:
         """Make a waiting `receive` return; callable from any thread."""
@@ -226,7 +227,7 @@ class PythonEndpoint:
     def close(self) -> None:
         self._transport.close()
 
-    def receive(self, timeout: float, file: int = -1) -> list[Item]:
+    def receive(self, timeout: float, file: int = -1, spin: float = 0.0) -> list[Item]:
         if file != self._file:
             self._transport.watch_file(file)
             self._file = file

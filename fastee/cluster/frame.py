@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
@@ -118,7 +118,20 @@ class Frame:
 
     def with_(self, **changes: Any) -> Frame:
         """Return a copy with some fields changed."""
-        return replace(self, **changes)
+        # dataclasses.replace runs __init__, which sets the fifteen fields of a frozen class one by one: 4 us, this 0.6.
+        copy = object.__new__(Frame)
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
+
+    @property
+    def exits_off(self) -> bool:
+        """Whether no exit may be taken; through int, because ``&`` of two flags builds a flag (1.5 us)."""
+        return bool(int(self.flags) & 1)
+
+    @property
+    def forced(self) -> bool:
+        """Whether the deadline forced the exit."""
+        return bool(int(self.flags) & 2)
 
     @property
     def header_bytes(self) -> int:

@@ -24,6 +24,7 @@ import torch
 from fastee.cluster import codec as codecs
 from fastee.cluster.client import Client, TaskAnswer
 from fastee.cluster.frame import FREE, MAX_DIMS, MAX_ROUTE, Flag
+from fastee.cluster.keys import make_keys
 from fastee.cluster.link import link_table
 from fastee.cluster.messages import Intro, Peers, Ports
 from fastee.cluster.node import Settings
@@ -140,6 +141,7 @@ class Cluster:
             raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
         values, options = self._values(x), self._options(deadline, plan, exits, codec)
         futures = [self._client.submit(tuple(v[i : i + 1] for v in values), *options, from_now=False) for i in range(values[0].shape[0])]
+        self._client.wait(futures)
         answers: list[TaskAnswer | Exception] = []
         for future in futures:
             error = future.exception()
@@ -260,6 +262,7 @@ def local_cluster(
     grace: float = 0.5,
     timeout: float = 30.0,
     start_timeout: float = 60.0,
+    secure: bool = False,
 ) -> Cluster:
     """Start `nodes` worker processes that run `net` together and return the :class:`Cluster` (a context manager).
 
@@ -269,7 +272,8 @@ def local_cluster(
     replaces the net's own. `profile`: measured costs with these node names; None measures `net` here on `example` (default: the example
     given to ``attach``), scaled by slowdown and link. `credit`: tasks under way per entry node. `grace`: seconds after a deadline in which
     an answer is still taken. `timeout`: bound in seconds for tasks without deadline. Raises ``ClusterError`` with the end of the
-    worker's stderr when a node does not start within `start_timeout`.
+    worker's stderr when a node does not start within `start_timeout`. `secure`: encrypt and authenticate every connection with CURVE keys
+    made for this cluster (beyond loopback they are required, here a choice).
 
     >>> with fastee.local_cluster(net, nodes=3, link="20mbit 10ms") as cluster:     # doctest: +SKIP
     ...     out = cluster(x, deadline=0.1)
@@ -311,15 +315,29 @@ def local_cluster(
     try:
         for index, name in enumerate(names):
             started.append(LocalNode(index, name, env))
-        blobs = [
-            cloudpickle.dumps((net, Settings(i, names, fingerprint, factors[i], rule, qos or QoS(), credit), prof, links)) for i in range(count)
-        ]
+        keys = [make_keys() for _ in range(count + 1)] if secure else []
+        public = tuple(k.public for k in keys)
+        allowed = {k: name for k, name in zip(public, (*names, "client"), strict=False)}
+
+        def settings(i: int) -> Settings:
+            return Settings(i, names, fingerprint, factors[i], rule, qos or QoS(), credit, keys[i] if keys else None, allowed, public[:count])
+
+        blobs = [cloudpickle.dumps((net, settings(i), prof, links)) for i in range(count)]
         end = time.monotonic() + start_timeout
         ports = _introduce(started, blobs, end)
         for node in started:
             node.tell_peers(Peers(ports))
         client = Client(
-            names, ports, fingerprint, links, credit=credit, grace=grace, timeout=timeout, running=lambda i: started[i].alive
+            names,
+            ports,
+            fingerprint,
+            links,
+            credit=credit,
+            grace=grace,
+            timeout=timeout,
+            running=lambda i: started[i].alive,
+            keys=keys[-1] if keys else None,
+            public=public[:count],
         )
         late = client.wait_ready(end - time.monotonic())
         if late:

@@ -99,10 +99,10 @@ class NativeEndpoint:
     def set_beat(self, payload: bytes) -> None:
         self._io.set_beat(payload)
 
-    def receive(self, timeout: float, file: int = -1) -> list[Item]:
+    def receive(self, timeout: float, file: int = -1, spin: float = 0.0) -> list[Item]:
         self._start()
         out: list[Item] = []
-        for event in self._io.receive(round(max(0.0, min(timeout, 1e6)) * 1e9), file):
+        for event in self._io.receive(round(max(0.0, min(timeout, 1e6)) * 1e9), file, round(spin * 1e9)):
             code = event[0]
             if code == _FRAME:
                 out.append(Arrival(event[1], event[2]))

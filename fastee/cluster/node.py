@@ -223,7 +223,7 @@ class Node:
         except (FrameError, ValueError) as error:
             return self._turn_away(frame, sender, "invalid", str(error))
         # With exits off nothing can be cut short, so the deadline only tells the client whether the answer was in time.
-        bound = frame.time_left != NO_DEADLINE and not frame.flags & Flag.EXITS_OFF
+        bound = frame.time_left != NO_DEADLINE and not frame.exits_off
         handle = scheduler.admit(now, deadline=now + frame.time_left if bound else NO_DEADLINE, segment=frame.segment)
         if handle < 0:
             late = bound and frame.time_left <= 0
@@ -239,7 +239,7 @@ class Node:
             raise ValueError(f"segment {frame.segment} with {len(frame.tensors)} tensors; the net has segments 0..{segments - 1}")
         if frame.route and (len(frame.route) != segments or any(n != FREE and n >= len(names) for n in frame.route)):
             raise ValueError(f"plan {list(frame.route)} for {segments} segments and {len(names)} nodes")
-        exits_off = bool(frame.flags & Flag.EXITS_OFF)
+        exits_off = frame.exits_off
         # The caller shares machine 0 but not node 0's process: that one's death must not look like "no answer gets home".
         home = self.index if 0 in self._down else 0
         key = (frame.route, exits_off, frame.codec, home)
@@ -347,7 +347,7 @@ class Node:
             if work.carry is None:
                 work.carry = codecs.unpack(work.frame)
             carry = tuple(self.net.run_segment(segment, work.carry))
-            if segment < self.net.num_segments - 1 and not work.frame.flags & Flag.EXITS_OFF:
+            if segment < self.net.num_segments - 1 and not work.frame.exits_off:
                 head = self.net.exit_step(segment, carry, logits=True)
         except FrameError as error:
             return self._fail(work, "invalid", str(error))

@@ -1,0 +1,182 @@
+"""The cluster: a 64 KB offload through the whole runtime beside raw libzmq and its peers; wire time, detection and recovery.
+
+``ratio`` is a measured duration over its bound (wire: over bytes/rate + delay); the note says the seconds. The times beside it are those of
+an offload on the same cluster afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+import fastee
+from benchmarks import cluster_peers
+from fastee import native
+from fastee.testing.bench import Case, Context, Group
+
+VALUES = 16384  # 64 KiB of fp32
+
+
+class Cut(torch.nn.Module):
+    """As little computing as a network with one exit can do, so that what is timed is the runtime."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Identity(), torch.nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.b(self.a(x)[:, :4])
+
+
+def network(values: int = VALUES):
+    net = fastee.attach(Cut(), exits=["a"], num_classes=10, example=torch.zeros(1, values)).eval()
+    return net.set_rule(thresholds=[float("inf")])
+
+
+def offload(cluster, x, node: int = 0, **options) -> Callable[[], object]:
+    plan = [node, node]
+    return lambda: cluster(x, plan=plan, exits=False, codec="raw", **options)
+
+
+def _median(fn: Callable[[], object], count: int) -> float:
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        fn()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def _compute_us(net, x) -> float:
+    """What the node computes for one task: both segments and the judgement of the answer."""
+    from fastee.nn.result import judge
+
+    with torch.inference_mode():
+        return _median(lambda: judge(net.run_segment(1, net.run_segment(0, (x,)))[0], net.measure), 500) * 1e6
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > seconds:
+            raise RuntimeError(f"nothing happened within {seconds} s")
+        time.sleep(0.0005)
+    return time.monotonic() - began
+
+
+def _wire(ctx: Context) -> Iterator[Group]:
+    """Time on an emulated 20 Mbit/s, 20 ms link: a task's way out and the answer's way back."""
+    for values in (4096, VALUES, 1 << 20):
+        net, x = network(values), torch.randn(1, values)
+        with fastee.local_cluster(net, nodes=2, link="20mbit 20ms") as cluster:
+            here, far = offload(cluster, x, 0), offload(cluster, x, 1)
+            for _ in range(3):
+                here(), far()
+            outs = [cluster(x, plan=[1, 1], exits=False, codec="raw") for _ in range(3 if values > VALUES else 9)]
+            ideal = float(outs[0].wire_bytes[0]) * 8 / 20e6 + 2 * 0.020
+            there, base = float(np.median([float(o.latency[0]) for o in outs])), _median(here, 20)
+            note = f"{there * 1e3:.2f} ms, of them {base * 1e3:.2f} off the link; bytes/rate + delay is {ideal * 1e3:.2f} ms"
+            yield Group("cluster_wire", f"{4 * values // 1024} KB, 20mbit 20ms", "fp32", [Case("fastee", far, note=note, ratio=(there - base) / ideal)],
+                        baseline="fastee", per_call=True, bars=("ratio <= 1.05",))  # fmt: skip
+
+
+def _heartbeats() -> tuple[float, float]:
+    """(longest delay of a heartbeat behind 4 MB on 20 Mbit/s, longest without), seconds: receipt minus the moment it was due to leave."""
+    net, x = network(1 << 20), torch.randn(1, 1 << 20)
+    gaps: dict[bool, float] = {}
+    with fastee.local_cluster(net, nodes=2, link="20mbit 1ms") as cluster:
+        far = offload(cluster, x, 1)
+        far()
+        for busy in (False, True):
+            # The client's own link carries the task; the node's heartbeats to the client carry the answer's direction. Node 0 forwards the
+            # 4 MB when segment 0 runs there, so its heartbeats to node 1 and to the client stand behind them.
+            seen, client, beats = [], cluster._client, cluster._client.nodes[0]
+            job = cluster.submit(x, plan=[0, 1], exits=False, codec="raw") if busy else None
+            end, last = time.monotonic() + 2.0, beats.beats
+            while (time.monotonic() < end) if job is None else not job.done():
+                if beats.beats != last:
+                    last = beats.beats
+                    seen.append(time.monotonic())
+                time.sleep(0.0005)
+            assert client.nodes[1].up
+            gaps[busy] = float(np.diff(seen).max())
+    return gaps[True] - 0.1, gaps[False] - 0.1
+
+
+def _faults() -> Iterator[Group]:
+    net, x, times = network(), torch.randn(1, VALUES), {"kill": [], "hang": [], "recovery": []}
+    rounds = 5
+    with fastee.local_cluster(net, nodes=2, link=None) as cluster:
+        up, node = (lambda: cluster._client.nodes[1].up), cluster.nodes[1]
+        for _ in range(rounds):
+            os.kill(node.pid, signal.SIGSTOP)
+            times["hang"].append(_until(lambda: not up(), 5))
+            time.sleep(0.3)
+            os.kill(node.pid, signal.SIGCONT)
+            times["recovery"].append(_until(up, 5))
+        trip = offload(cluster, x, 0)
+        for _ in range(20):
+            trip()
+        for name, bound in (("hang", 1.0), ("recovery", 1.0)):
+            note = f"worst of {rounds}: {max(times[name]):.3f} s, best {min(times[name]):.3f} s; bound {bound} s"
+            yield Group("cluster_faults", name, "fp32", [Case("fastee", trip, note=note, ratio=max(times[name]) / bound)], baseline="fastee",
+                        per_call=True, bars=("ratio <= 1",))  # fmt: skip
+    for _ in range(2):
+        with fastee.local_cluster(net, nodes=2, link=None) as cluster:
+            connected = lambda c=cluster: c._client.nodes[1].connected
+            os.kill(cluster.nodes[1].pid, signal.SIGKILL)
+            times["kill"].append(_until(lambda alive=connected: not alive(), 5))
+            trip = offload(cluster, x, 0)
+            if len(times["kill"]) == 2:
+                note = f"worst of 2: {max(times['kill']):.3f} s; by the lost connection, not by looking at the process"
+                yield Group("cluster_faults", "kill -9", "fp32", [Case("fastee", trip, note=note, ratio=max(times["kill"]) / 0.3)], baseline="fastee",
+                            per_call=True, bars=("ratio <= 1",))  # fmt: skip
+    behind, alone = _heartbeats()
+    with fastee.local_cluster(net, nodes=1, link=None) as cluster:
+        note = f"{behind * 1e3:.1f} ms behind a 4 MB activation, {alone * 1e3:.1f} ms alone (beyond the period of 100 ms)"
+        yield Group("cluster_faults", "heartbeat behind 4 MB, 20mbit", "fp32", [Case("fastee", offload(cluster, x), note=note, ratio=max(0.0, behind) / 0.05)],
+                    baseline="fastee", per_call=True, bars=("ratio <= 1",))  # fmt: skip
+
+
+def cases(ctx: Context) -> Iterator[Group]:
+    net, x = network(), torch.randn(1, VALUES)
+    with contextlib.ExitStack() as stack:
+        if not hasattr(native.core, "RawEcho"):
+            raise RuntimeError(f"the I/O thread was not built: {native.reason.get('_C', 'not on this system')}")
+        from fastee.cluster.native_endpoint import libraries
+
+        raw = native.core.RawEcho(libraries(), 4 * VALUES)
+        cluster = stack.enter_context(fastee.local_cluster(net, nodes=1, link=None))
+        secure = stack.enter_context(fastee.local_cluster(net, nodes=1, link=None, secure=True))
+        before = os.environ.get("FASTEE_TRANSPORT")
+        os.environ["FASTEE_TRANSPORT"] = "python"
+        try:
+            python = stack.enter_context(fastee.local_cluster(net, nodes=1, link=None))
+        finally:
+            os.environ.pop("FASTEE_TRANSPORT") if before is None else os.environ.update(FASTEE_TRANSPORT=before)
+        computing = _compute_us(net, x)
+        live = [
+            Case("fastee", offload(cluster, x), note=f"cluster(x): pack, send, schedule, run, answer; {computing:.0f} us of it compute"),
+            Case("zmq_cpp", raw.trip, note="raw libzmq ROUTER/DEALER, two C++ threads, 64 B back"),
+            Case("fastee_curve", offload(secure, x), note="the same with CURVE"),
+            Case("fastee_pyzmq", offload(python, x), note="FASTEE_TRANSPORT=python"),
+        ]
+        for name, (start, note) in cluster_peers.PEERS.items():
+            try:
+                live.append(Case(name, stack.enter_context(start(4 * VALUES)), note=note))
+            except cluster_peers.Missing as why:
+                live.append(Case(name, None, note=str(why)))
+        for case in live:
+            for _ in range(50 if case.fn else 0):
+                case.fn()
+        yield Group("cluster_offload", "64 KB, loopback", "fp32", live, baseline="zmq_cpp", per_call=True, bars=(">= 0.5x zmq_cpp",))
+    yield from _wire(ctx)
+    yield from _faults()
+
+
