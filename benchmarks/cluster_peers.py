@@ -29,11 +29,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(peer: str, nbytes: int, ready: bool = True) -> Iterator[int]:
-    """A server process; ends with its stdin."""
-    port = free_port()
+def served(peer: str, nbytes: int, port: int = 0) -> Iterator[int]:
+    """A server process on a port that it listens on when this returns, or on the given one where all wait for each other."""
+    ready, port = not port, port or free_port()
     command = [sys.executable, "-m", "benchmarks.cluster_peers", peer, str(nbytes), str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         if ready and process.stdout.readline().strip() != b"ready":
             raise Missing(f"the {peer} server did not start")
@@ -50,7 +50,7 @@ def _ready() -> None:
 
 
 @contextlib.contextmanager
-def pyzmq(nbytes: int) -> Iterator[Callable[[], object]]:
+def pyzmq(nbytes: int) -> Iterator[tuple[Callable[[], object]]]:
     import zmq
 
     with served("pyzmq", nbytes) as port:
@@ -63,7 +63,7 @@ def pyzmq(nbytes: int) -> Iterator[Callable[[], object]]:
             s.send_multipart([b"head", payload], copy=False)
             return s.recv()
 
-        yield trip
+        yield (trip,)
         context.destroy(linger=0)
 
 
@@ -78,85 +78,76 @@ def serve_pyzmq(nbytes: int, port: int) -> None:
         s.send_multipart([who, ANSWER])
 
 
-def _group(rank: int, port: int):
+def _world(rank: int, port: int):
+    """One group of three, since a process may have but one: 0 asks, 1 answers sends, 2 is the second stage of a pipeline with 0."""
     import torch.distributed as dist
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    return dist
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    return dist, dist.new_group([0, 2])
+
+
+def _stage(index: int, nbytes: int, group):
+    import torch
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    stage = PipelineStage(torch.nn.Identity(), index, 2, torch.device("cpu"), group=group)
+    return ScheduleGPipe(stage, 1), torch.zeros(1, nbytes // 4)
 
 
 @contextlib.contextmanager
-def gloo(nbytes: int) -> Iterator[Callable[[], object]]:
+def distributed(nbytes: int) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
     import torch
 
-    with served("gloo", nbytes, ready=False) as port:
-        dist = _group(0, port)
+    port = free_port()
+    with served("gloo", nbytes, port), served("pipelining", nbytes, port):
+        dist, group = _world(0, port)
         x, answer = torch.zeros(nbytes, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+        schedule, values = _stage(0, nbytes, group)
 
         def trip():
             dist.send(x, 1)
             dist.recv(answer, 1)
 
-        yield trip
+        def pipeline():
+            schedule.step(values)
+            dist.recv(answer, 2)
+
+        yield trip, pipeline
         dist.destroy_process_group()
 
 
 def serve_gloo(nbytes: int, port: int) -> None:
     import torch
 
-    dist = _group(1, port)
+    dist, _ = _world(1, port)
     x, answer = torch.zeros(nbytes, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
     while True:
         dist.recv(x, 0)
         dist.send(answer, 0)
 
 
-def _stage(rank: int, nbytes: int):
-    import torch
-    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
-
-    stage = PipelineStage(torch.nn.Identity(), rank, 2, torch.device("cpu"))
-    return ScheduleGPipe(stage, 1), torch.zeros(1, nbytes // 4)
-
-
-@contextlib.contextmanager
-def pipelining(nbytes: int) -> Iterator[Callable[[], object]]:
-    import torch
-
-    with served("pipelining", nbytes, ready=False) as port:
-        dist = _group(0, port)
-        schedule, x = _stage(0, nbytes)
-        answer = torch.zeros(64, dtype=torch.uint8)
-
-        def trip():
-            schedule.step(x)
-            dist.recv(answer, 1)
-
-        yield trip
-        dist.destroy_process_group()
-
-
 def serve_pipelining(nbytes: int, port: int) -> None:
     import torch
 
-    dist = _group(1, port)
-    schedule, _ = _stage(1, nbytes)
+    dist, group = _world(2, port)
+    schedule, _ = _stage(1, nbytes, group)
+    answer = torch.zeros(64, dtype=torch.uint8)
     with torch.no_grad():
         while True:
             schedule.step()
-            dist.send(torch.zeros(64, dtype=torch.uint8), 0)
+            dist.send(answer, 0)
 
 
 @contextlib.contextmanager
-def grpc(nbytes: int) -> Iterator[Callable[[], object]]:
+def grpc(nbytes: int) -> Iterator[tuple[Callable[[], object]]]:
     if importlib.util.find_spec("grpc") is None:
         raise Missing("grpcio is not installed (pip install grpcio)")
     import grpc as api
 
     with served("grpc", nbytes) as port, api.insecure_channel(f"127.0.0.1:{port}") as channel:
         call, payload = channel.unary_unary("/fastee.Echo/Ack"), bytes(nbytes)
-        yield lambda: call(payload)
+        yield (lambda: call(payload),)
 
 
 def serve_grpc(nbytes: int, port: int) -> None:
@@ -174,7 +165,7 @@ def serve_grpc(nbytes: int, port: int) -> None:
 
 
 @contextlib.contextmanager
-def ray(nbytes: int) -> Iterator[Callable[[], object]]:
+def ray(nbytes: int) -> Iterator[tuple[Callable[[], object]]]:
     if importlib.util.find_spec("ray") is None:
         raise Missing("ray is not installed (pip install ray)")
     import numpy
@@ -188,17 +179,22 @@ def ray(nbytes: int) -> Iterator[Callable[[], object]]:
             return ANSWER
 
     actor, x = Echo.remote(), numpy.zeros(nbytes, numpy.uint8)
-    yield lambda: api.get(actor.ack.remote(x))
+    yield (lambda: api.get(actor.ack.remote(x)),)
     api.shutdown()
 
 
-PEERS: dict[str, tuple[Callable, str]] = {
-    "pyzmq": (pyzmq, "ROUTER/DEALER, a Python loop on both sides"),
-    "gloo": (gloo, "torch.distributed send and recv, sizes known beforehand"),
-    "pipelining": (pipelining, "torch.distributed.pipelining, two stages, one microbatch, and 64 B back"),
-    "grpc": (grpc, "unary call with bytes"),
-    "ray": (ray, "call of a plain actor on one node"),
-}
+PEERS: tuple[tuple[Callable, dict[str, str]], ...] = (
+    (pyzmq, {"pyzmq": "ROUTER/DEALER, a Python loop on both sides"}),
+    (
+        distributed,
+        {
+            "gloo": "torch.distributed send and recv, sizes known beforehand",
+            "pipelining": "torch.distributed.pipelining over gloo, two stages, one microbatch, and 64 B back",
+        },
+    ),
+    (grpc, {"grpc": "unary call with bytes"}),
+    (ray, {"ray": "call of a plain actor on one node"}),
+)
 
 
 if __name__ == "__main__":

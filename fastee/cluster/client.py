@@ -48,7 +48,7 @@ MAX_PENDING = 65536
 _TICK_SECONDS = 0.05
 _ATTEMPT_STEP = 256
 _HELP_SECONDS = 0.02
-_SPIN_SECONDS = float(os.environ.get("FASTEE_SPIN", "0"))
+_SPIN_SECONDS = 0.0
 
 
 @dataclass(frozen=True)
