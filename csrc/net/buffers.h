@@ -69,8 +69,7 @@ class Payload {
   Payload(const void* data, size_t size, void (*release)(void*), void* owner) : data_(data), size_(size), release_(release), owner_(owner) {}
   const uint8_t* data() const { return static_cast<const uint8_t*>(data_); }
   size_t size() const { return size_; }
-  // Release: who drops last may have this object from libzmq's queues alone, whose ordering no tool sees.
-  void hold() { users_.fetch_add(1, std::memory_order_release); }
+  void hold() { users_.fetch_add(1, std::memory_order_relaxed); }
   void drop() {
     if (users_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     release_(owner_);
