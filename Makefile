@@ -66,7 +66,9 @@ GPU_RUN = PYTHONPATH=$(CURDIR) $(GPU_PY) -m
 define ON_GPU
 	@why=$$($(GPU_PY) tests/gpu/here.py 2>&1) || { echo "$@: skipped: $$why"; exit 0; }; \
 	{ cmake -S . -B build-gpu -G Ninja -DPython_EXECUTABLE=$$(command -v $(GPU_PY)) -DFASTEE_TESTS=OFF && cmake --build build-gpu; } \
-	  >build-gpu.log 2>&1 || { tail -20 build-gpu.log; echo "$@: no native parts; Triton's kernels run without them"; }; \
+	  >build-gpu.log 2>&1 || { tail -20 build-gpu.log; echo "$@: no native parts for the CPU (Cython or Python's headers missing?); libfastee_cuda alone"; \
+	    { cmake -S . -B build-cuda -G Ninja -DFASTEE_PYTHON=OFF -DFASTEE_TESTS=OFF && cmake --build build-cuda --target fastee_cuda; } >build-cuda.log 2>&1 \
+	    || { tail -20 build-cuda.log; echo "$@: no libfastee_cuda; Triton's kernels run without it"; }; }; \
 	$(1)
 endef
 
