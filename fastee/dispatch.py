@@ -150,12 +150,22 @@ def doctor() -> dict[str, Any]:
             "version": str(torch.__version__), "cuda": torch.cuda.is_available(), "threads": torch.get_num_threads(),
             "dlpack_exchange": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
         },
-        "backends": {op.name: {b.name: "runs" for b in op.backends} for op in _ops.values()},
+        "backends": {op.name: {b.name: _standing(b.name) for b in op.backends} for op in _ops.values()},
         "versions": versions,
         "tools": tools,
         "environment": {k: v for k, v in os.environ.items() if k.startswith("FASTEE_")},
         "problems": problems,
     }  # fmt: skip
+
+
+def _standing(backend: str) -> str:
+    """Say that a backend runs on this machine, or what it lacks whatever the call."""
+    if backend in ("reference", "cpu"):
+        return native.reason.get("_hot" if backend == "cpu" else "", "runs")
+    why = importlib.import_module(f"fastee.kernels.{backend}").missing()
+    if why is None and backend == "triton" and not importlib.import_module("torch").cuda.is_available():
+        why = "no CUDA device"
+    return why or "runs"
 
 
 def _cpu_name() -> str:

@@ -41,6 +41,9 @@ def calls():
     )
     yield "exit_step tiles bf16", lambda: ops.exit_step(e(256, 2048, dtype=bf16), e(1000, 2048, dtype=bf16), e(1000), "none", **on)
     yield "exit_step tiles fp32 rms", lambda: ops.exit_step(e(256, 768), e(1000, 768), None, "none", ops.Norm("rms", e(768)), **on)
+    yield "exit_step tiles pooled", lambda: ops.exit_step(
+        e(8, 3, 40), e(100, 40), None, "mean_tokens", mask=e(8, 3, dtype=torch.bool), **on
+    )  # fmt: skip
     yield "linear_stats vocabulary bf16", lambda: ops.linear_stats(e(64, 4096, dtype=bf16), e(128_256, 4096, dtype=bf16), **on)
     yield "linear_stats vocabulary fp32 two moments", lambda: ops.linear_stats(e(64, 1024), e(32_000, 1024), second_moment=True, **on)
     yield (
@@ -88,8 +91,8 @@ def _planes(e, dtype):
     launchers[1](data, 8192, kind, offsets, 0, bits, number)
 
 
-def recorded():
-    """Run `calls` with a launcher that launches nothing; return {name: `specimen`}, each kernel variant once."""
+def recorded(tuning=None):
+    """Run `calls` with a launcher that launches nothing and return {name: `specimen`}, each kernel variant once; `tuning`: heuristics."""
     from fastee.kernels import triton as package
     from fastee.kernels.triton import KERNELS, _launch, load
     from fastee.kernels.triton._tuning import Tuning
@@ -110,7 +113,7 @@ def recorded():
         for m, _ in before:
             m.launch = record
         package.INTERPRETED = True  # the ops then take CPU tensors; the kernels were decorated before
-        _triton.tuning = lambda x: Tuning()
+        _triton.tuning = lambda x: tuning or Tuning()
         for name, call in calls():  # noqa: B007
             call()
     finally:

@@ -30,7 +30,10 @@ def test_explain_names_every_backend_and_why():
 def test_doctor_reports_what_runs():
     report = fastee.doctor()
     assert report["native"]["isa"] == native.isa() and report["torch"]["version"] == torch.__version__
-    assert "exit_step" in report["backends"] and isinstance(report["problems"], list)
+    standing = report["backends"]["exit_step"]
+    assert standing["reference"] == "runs" and (standing["cpu"] == "runs") == (native.hot is not None)
+    assert torch.cuda.is_available() or standing["triton"] != "runs"
+    assert isinstance(report["problems"], list)
 
 
 def test_without_native_parts_everything_answers_and_says_why():

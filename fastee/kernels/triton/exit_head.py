@@ -237,7 +237,8 @@ def exit_head(head: Head, how: Plan, measure: int, threshold: float, second: boo
         out.label, out.stats, out.confidence, out.exits, out.logits, out.index if how.merge_here else None, out.count,
         scratch.state, scratch.args, scratch.tickets,
         POOL=inner > 1 or mask is not None, NORM=kind, HOW=product, PRECISION=precision, MERGE=how.merge_here,
-        BB=how.BB, BV=how.BV, BD=how.BD, BI=inner_tile(inner, x_inner), num_warps=how.warps, num_stages=how.stages, **common,
+        BB=how.BB, BV=how.BV, BD=how.BD, BI=inner_tile(inner, x_inner) if how.how == FMA.value else 1,  # 64 rows at once fill the registers
+        num_warps=how.warps, num_stages=how.stages, **common,
     )  # fmt: skip
     if not how.merge_here:
         launch(
