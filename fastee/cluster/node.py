@@ -115,7 +115,7 @@ class Node:
         self._answered: dict[tuple[int, int, int], None] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._ready: list[tuple[tuple[int, int], _Work]] = []
-        self._waiting: list[tuple[int, int, _Work]] = []
+        self._waiting: dict[Scheduler, dict[int, _Work]] = {}
         self._starved: list[tuple[int, _Work]] = []
         self._busy: tuple[int, _Work] | None = None
         self._order = itertools.count()
@@ -127,7 +127,7 @@ class Node:
     @property
     def queue_length(self) -> int:
         """Tasks that wait for this node's processor or occupy it."""
-        return len(self._ready) + len(self._waiting) + len(self._starved) + (self._busy is not None)
+        return len(self._ready) + sum(map(len, self._waiting.values())) + len(self._starved) + (self._busy is not None)
 
     def post(self, *event: Any) -> None:
         """Hand an event over, from any thread: ("task", frame, sender index), ("up", node, bool), ("credit", node),
@@ -153,12 +153,12 @@ class Node:
             if event[0] == "stop":
                 return False
             getattr(self, f"_on_{event[0]}")(*event[1:])
-        while self._waiting and self._waiting[0][0] <= self._clock():
-            self._follow(heapq.heappop(self._waiting)[2])
+        self._pump()
         if self._busy is not None:
             if self._clock() >= self._busy[0]:
                 work, self._busy = self._busy[1], None
                 self._ran(work)
+                self._pump()
         elif self._ready:
             work = heapq.heappop(self._ready)[1]
             if self._given_up(work):
@@ -177,8 +177,8 @@ class Node:
         if self._busy is None and self._ready:
             return 0.0
         soonest = now + 1_000_000_000 if self._busy is None else self._busy[0]
-        if self._waiting:
-            soonest = min(soonest, self._waiting[0][0])
+        for scheduler in (*self._schedulers.values(), *self._waiting):
+            soonest = min(soonest, scheduler.next_tick())
         return max(0.0, (soonest - now) * 1e-9)
 
     # events
@@ -325,10 +325,26 @@ class Node:
             if self._credit[decision.node] > 0:
                 self._offload(work, decision.node, work.scheduler.profile.codecs[decision.codec])
         elif action is Action.WAIT:
-            heapq.heappush(self._waiting, (max(decision.until, self._clock() + 100_000), work.order, work))
+            self._waiting.setdefault(work.scheduler, {})[work.handle] = work
         else:
             self._done(work)
             self._refuse(work.frame, "rejected", f"node {self._name!r} cannot meet the deadline")
+
+    def _pump(self) -> None:
+        """Let schedulers adapt that want to, and ask for the decisions that waiting tasks have got meanwhile."""
+        now = self._clock()
+        for scheduler in self._schedulers.values():
+            if scheduler.next_tick() <= now:
+                scheduler.tick(now)
+        for scheduler, waiting in list(self._waiting.items()):
+            while waiting:
+                scheduler.observe_queue(self.index, len(self._ready) + (self._busy is not None))
+                found = scheduler.poll(self._clock())
+                if found is None:
+                    break
+                self._follow(waiting.pop(found[0]), found[1])
+            if not waiting:
+                del self._waiting[scheduler]
 
     def _retry_starved(self) -> None:
         waiting, self._starved = self._starved, []

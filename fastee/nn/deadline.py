@@ -28,7 +28,8 @@ def make_scheduler(net, qos: QoS, capacity: int) -> Scheduler:
 def run_deadline(net, sched: Scheduler, carry: tuple[Tensor, ...], total: int, entry: int, deadline: float) -> ExitResult:
     """Run a batch of `total` rows that entered at `entry` (ns) and must be answered `deadline` seconds later.
 
-    Rows that cannot be admitted (late already) leave at exit 0; all others leave when the scheduler says so, forced or not.
+    Rows that cannot be admitted (late already) leave at exit 0; all others leave when the scheduler says so, forced or not. A row that is
+    told to wait leaves forced: in a batch that is run by its caller nothing happens that it could wait for.
     """
     due = _LAST if deadline == math.inf else int(min(max(entry + deadline * 1e9, -_LAST), _LAST))
     tasks = np.array([sched.admit(entry, due) for _ in range(total)], dtype=np.int64)
@@ -47,6 +48,10 @@ def run_deadline(net, sched: Scheduler, carry: tuple[Tensor, ...], total: int, e
         if not live.all():
             codes[step.exits.cpu().numpy()] &= ~_FORCED
         codes[live] = sched.decide_batch(tasks[live], i, scores[live], now)
+        waits = (codes & 7) == int(Action.WAIT)
+        for task in tasks[waits].tolist():
+            sched.finish(task)
+        codes[waits] = int(Action.EXIT) | _FORCED
         stays = (codes & 7) == int(Action.CONTINUE)
         count = int(stays.sum())
         if count == len(tasks):

@@ -128,6 +128,39 @@ def test_a_deadline_that_cannot_be_met_is_rejected(net):
     assert [from_payload(out.frame, Refused).code for out in world.of(Kind.REFUSED)] == ["rejected", "late"]
 
 
+def waiting(net):
+    """A node busy with one task, and a second one that could be in time only if it were not: 10 ms of work, 15 ms left, 20 ms elsewhere."""
+    easy = rows(64)[local_answers(net, rows(64))["exit"] == 0][:1]
+    world = World(net, mean=0.010)
+    world.task(easy)
+    world.run(1)
+    world.task(easy, number=2, time_left=15_000_000)
+    return world
+
+
+def test_a_waiting_task_goes_on_as_soon_as_the_node_is_free(net):
+    world = waiting(net)
+    world.run(1)
+    assert [out.frame.task for out in world.of(Kind.ANSWER)] == [1] and world.node.queue_length == 1
+    assert world.node.pause() == 0.0
+    world.run(2)
+    answer = world.of(Kind.ANSWER)[1].frame
+    assert answer.task == 2 and answer.exit == 0 and not answer.flags & Flag.FORCED and world.node.queue_length == 0
+
+
+def test_a_waiting_task_is_rejected_when_nothing_can_be_in_time_any_more(net):
+    world = waiting(net)
+    world.node._busy = (world.now + 10**9, world.node._busy[1])
+    world.run(1)
+    assert not world.of(Kind.REFUSED) and world.node.queue_length == 2 and 0.004 < world.node.pause() <= 0.005
+    world.now += 5_000_001
+    world.run(1)
+    (refused,) = world.of(Kind.REFUSED)
+    assert refused.frame.task == 2 and from_payload(refused.frame, Refused).code == "rejected" and world.node.queue_length == 1
+    (scheduler,) = world.node._schedulers.values()
+    assert scheduler.snapshot()["live"] == 1 and not world.node._waiting
+
+
 def test_time_up_on_arrival_is_answered_from_the_last_exit(net):
     world, x = World(net, index=2, mean=0.010), rows(1)
     carry = net.run_segment(0, (x,))

@@ -7,7 +7,8 @@ import torch
 from small_nets import ResNet, images
 
 import fastee
-from fastee.scheduling import Profile, QoS
+from fastee.nn.deadline import run_deadline
+from fastee.scheduling import Profile, QoS, Scheduler, rules
 
 
 def profile_of(seconds, rows=(1, 64)):
@@ -84,6 +85,26 @@ def test_no_task_stays_open(net):
         net(images(6), deadline=deadline)
     seen = net.scheduler().snapshot()
     assert seen["live"] == 0 and seen["admitted"] == seen["exits"] and seen["stale"] == 0
+
+
+def test_a_row_that_is_told_to_wait_is_answered_and_ends(net):
+    x = images(6)
+    with torch.no_grad():
+        middle = float(net.exit_step(0, net.run_segment(0, (x,))).confidence.median())
+
+    @fastee.policy
+    def unsure_wait(stats, task, nodes):
+        return rules.WAIT if task.segment == 1 and stats.confidence <= middle else nodes[0].action
+
+    net.profile = profile_of([1e-4] * 3)
+    net.set_rule(thresholds=[math.inf, math.inf])
+    sched = Scheduler(net.profile, QoS(), policy=unsure_wait, thresholds=net.thresholds, native=False)
+    out, want = run_deadline(net, sched, (x,), 6, time.perf_counter_ns(), 100.0), net(x)
+    waited = out.exit == 0
+    assert waited.sum() == 3 and out.forced[waited].all() and not out.forced[out.exit == 2].any()
+    torch.testing.assert_close(out.logits[out.exit == 2], want.logits[out.exit == 2], rtol=1e-4, atol=1e-5)
+    seen = sched.snapshot()
+    assert seen["live"] == 0 and seen["finished"] == 3 and seen["waited"] == 3
 
 
 def test_a_failing_run_leaves_no_task_behind(net):
