@@ -1,5 +1,7 @@
 """JEI-DNN (ICLR 2024, arXiv 2310.09163): accuracy-cost curve of learned gates against thresholds with heads of the same kind.
 
+Each method's heads are trained its own way (gates: the official SGD; thresholds: `fit(method="frozen")`), equally many epochs, on the same fixed features.
+
 Verdict rule: *reproduced* (shape only) when the mean accuracy over seeds lies at least 0.5 points above the budget-rule max_prob curve at three or more
 costs between 30 and 70 % of full; *direction only* when it lies above at three or more; else *not reproduced*.
 """

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -9,6 +11,8 @@ from fastee.reference import RowStats
 
 from . import _check, _cpu, _library, _numba, _triton
 from ._head import triton_declines
+from .exit_head import exit_head
+from .results import ROWS, QuantizedRows
 from .row_stats import fake_stats, flat_stats
 
 
@@ -72,7 +76,7 @@ _library.define(
 
 def linear_stats(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedRows,
     bias: Tensor | None = None,
     *,
     temperature: float = 1.0,
@@ -81,13 +85,18 @@ def linear_stats(
 ) -> RowStats:
     """Return the `row_stats` of ``x @ weight.T + bias`` without keeping the logits.
 
-    x [B, D], weight [C, D], bias [C] or None, fp32/bf16/fp16/fp64; the rest as in `row_stats`.
+    x [B, D], weight [C, D], bias [C] or None, fp32/bf16/fp16/fp64; the rest as in `row_stats`. `weight` may be int8 from `quantize_rows` (one scale
+    per class): a quarter of the bytes, but with ``second_moment=True`` it is widened first.
 
     >>> import torch, fastee
     >>> fastee.ops.linear_stats(torch.tensor([[0.0, 2.0]]), torch.eye(2)).label.tolist()
     [1]
     """
     args, options = _check_args(x, weight, bias, temperature=temperature, second_moment=second_moment)
+    if isinstance(weight, ROWS):
+        if not second_moment:
+            return exit_head(x, weight, bias, "none", None, "max_prob", math.inf, temperature=temperature, backend=backend).stats
+        args = (args[0], reference.dequantize_rows(weight.data, weight.scale), *args[2:])
     if is_compiling():
         out = torch.ops.fastee.linear_stats(*args)
         return RowStats(*out[:5], out[5] if second_moment else None)

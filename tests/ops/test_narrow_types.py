@@ -84,3 +84,16 @@ def test_rows_of_narrow_types_are_packed_as_if_widened(every_isa, dtype):
     a, b = x[[0, 4]], x[[4, 0]]
     for isa, got in every_isa(lambda: ops.feature_delta(a, b, backend="cpu")):
         assert torch.equal(got, ops.feature_delta(a.float(), b.float(), backend="cpu")), isa
+
+
+@pytest.mark.parametrize("second_moment", [False, True])
+def test_linear_stats_takes_int8_weights(second_moment):
+    g = torch.Generator().manual_seed(0)
+    x, w, b = torch.randn(7, 96, generator=g), torch.randn(33, 96, generator=g), torch.randn(33, generator=g)
+    q = ops.quantize_rows(w)
+    got = ops.linear_stats(x, q, b, temperature=1.5, second_moment=second_moment)
+    want = ops.linear_stats(x, ops.dequantize_rows(q), b, temperature=1.5, second_moment=second_moment, backend="reference")
+    assert torch.equal(got.label, want.label)
+    for name in ("max_prob", "margin", "entropy", "lse") + (("entropy_p2",) if second_moment else ()):
+        assert torch.allclose(getattr(got, name), getattr(want, name), atol=1e-5), name
+    assert second_moment or got.entropy_p2 is None
