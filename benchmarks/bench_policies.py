@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from fastee.testing.bench import Case, Context, Group
 HERE = Path(__file__).resolve().parent
 DROP = 0.02
 ACCURACY = [0.78, 0.86, 0.90, 0.92]
-TUNING_SEEDS, TEST_SEED = (101, 103), 202
+TUNING_SEEDS, TEST_SEED = (101, 103), 909  # 202 was looked at while the policy was designed
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NET = {"seconds": [0.004] * 4, "batch_sizes": [1, 8, 32], "batch_cost": [1.0, 3.0, 9.0], "spread": 0.1, "codecs": ["raw", "int8"],
        "wire_bytes": [[12288, 3084], [32768, 8200], [16384, 4100], [8192, 2052]], "codec_seconds": [[0.0, 2e-5]] * 4}  # fmt: skip
@@ -130,9 +130,9 @@ def play(scenario: dict, policy: str, setting: dict, trace: DifficultyTrace, gai
     return result.summary()
 
 
-def compare(name: str, tasks: int) -> list[dict]:
+def compare(name: str, tasks: int, seed: int = TEST_SEED) -> list[dict]:
     """One row per policy: its tuned setting and what it reached on the test seed."""
-    tuning, test = DifficultyTrace.synthetic(ACCURACY, 8000, seed=11), DifficultyTrace.synthetic(ACCURACY, 8000, seed=12)
+    tuning, test = DifficultyTrace.synthetic(ACCURACY, 8000, seed=11), DifficultyTrace.synthetic(ACCURACY, 8000, seed=seed)
     gain, floor, rows = gain_table(tuning), float(tuning.correct[:, -1].mean()) - DROP, []
     for policy, grid in settings().items():
         best = None
@@ -143,7 +143,7 @@ def compare(name: str, tasks: int) -> list[dict]:
             key = (short > 0, short, -round(s["hit_rate"], 3), s["mean_cost"])
             if best is None or key < best[0]:
                 best = key, setting
-        s = play(SCENARIOS[name], policy, best[1], test, gain, TEST_SEED, tasks)
+        s = play(SCENARIOS[name], policy, best[1], test, gain, seed, tasks)
         rows.append({"scenario": name, "policy": policy, "setting": best[1], "floor": floor, "reached": not best[0][0], **{k: s[k] for k in ("hit_rate", "accuracy", "mean_cost", "useful", "p99")}})
     return rows
 
@@ -165,12 +165,12 @@ def cases(ctx: Context) -> Iterator[Group]:
         yield Group("policies", name, "1000 tasks", each, baseline="threshold")
 
 
-def main(tasks: int = 3000, out: Path | None = None) -> None:
-    """Print the table, and write the rows as JSON lines when `out` is given."""
+def main(tasks: int = 3000, out: Path | None = None, names: Iterable[str] = SCENARIOS) -> None:
+    """Print the table of these scenarios, and write the rows as JSON lines when `out` is given."""
     table, wins, start, lines = Table(title=f"deadline against the best paper policy, {tasks:,} tasks, accuracy floor = end - {100 * DROP:.0f} points"), 0, time.perf_counter(), []
     for column in ("scenario", "hit % ours", "theirs", "cost ours", "theirs", "accuracy ours", "theirs", "best paper policy", "verdict"):
         table.add_column(column, justify="left" if column in ("scenario", "best paper policy", "verdict") else "right")
-    for name in SCENARIOS:
+    for name in names:
         rows = compare(name, tasks)
         lines += rows
         hit, cheap, ours, best = verdict(rows)
@@ -181,10 +181,10 @@ def main(tasks: int = 3000, out: Path | None = None) -> None:
         table.add_row(name, *cells, best["policy"] + mark(best), words + mark(ours))
     Console(width=170).print(table)
     print("LTE: " + ("recorded uplinks" if "file" in radio("lte", 6e6) else "made up (FASTEE_DATA holds no traces)") + "; 5G and difficulty: made up")
-    print(f"{wins} of {len(SCENARIOS)} scenarios: hit rate as high or higher, and cost as low or lower ({time.perf_counter() - start:.0f} s)")
+    print(f"{wins} of {table.row_count} scenarios: hit rate as high or higher, and cost as low or lower ({time.perf_counter() - start:.0f} s)")
     if out is not None:
         out.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000, Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000, Path(sys.argv[2]) if len(sys.argv) > 2 else None, sys.argv[3:] or SCENARIOS)
