@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
 
 from . import _check, _cpu, _cuda, _library, _numba, _triton
-from .results import ROWS, ExitHeadResult, ExitStepResult
+from .results import ROWS, ExitHeadResult, ExitStepResult, QuantizedRows
 
 RULE = "str pool, str? norm, Tensor? norm_weight, Tensor? norm_bias, float eps, str measure, float threshold, float temperature, Tensor? mask"
 OUTPUTS = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.float32)
@@ -55,8 +56,8 @@ def dequantized(weight):
     return reference.dequantize_rows(weight.data, weight.scale) if isinstance(weight, ROWS) else weight
 
 
-def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
-    """Build the op's registry entry and the function that runs it with checked arguments."""
+def make_op(name: str, step: bool, doc: str) -> tuple[dispatch.Op, Callable]:
+    """Build the op's registry entry and its public function, whose docstring is `doc`: the signature stands here once for both ops."""
 
     def check(x, weight, bias=None, pool="mean", norm=None, measure="max_prob", threshold=0.9, *, temperature=1.0, mask=None, logits=False):
         return (*_check.head(name, x, weight, bias, pool, norm, measure, threshold, temperature, mask), bool(logits)), {}
@@ -117,7 +118,34 @@ def make_op(name: str, step: bool) -> tuple[dispatch.Op, Callable]:
 
     returns = ", ".join(["Tensor"] * (10 if step else 8))
     _library.define(f"{name}(Tensor x, Tensor weight, Tensor? bias, {RULE}) -> ({returns})", flat, fake)
-    return op, getattr(torch.ops.fastee, name)
+    packet, native_head = getattr(torch.ops.fastee, name), dispatch.direct("exit_head")
+
+    def head(
+        x: Tensor,
+        weight: Tensor | QuantizedRows,
+        bias: Tensor | None = None,
+        pool: str = "mean",
+        norm: Norm | None = None,
+        measure: str = "max_prob",
+        threshold: float = 0.9,
+        *,
+        temperature: float = 1.0,
+        mask: Tensor | None = None,
+        logits: bool = False,
+        backend: str | None = None,
+    ) -> ExitHeadResult | ExitStepResult:
+        compiling = is_compiling()
+        if native_head is not None and backend is None and mask is None and not compiling:
+            result = native_head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, step)
+            if result is not None:
+                return result
+        args, options = check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
+        return through_torch(packet, step, *args) if compiling else dispatch.choose(op, args, options, backend).run(*args)
+
+    head.__name__ = head.__qualname__ = name
+    head.__module__, head.__doc__ = f"fastee.ops.{name}", doc
+    head.__annotations__["return"] = "ExitStepResult" if step else "ExitHeadResult"
+    return op, head
 
 
 def through_torch(packet: Callable, step: bool, x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits):

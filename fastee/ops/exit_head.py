@@ -1,37 +1,15 @@
 from __future__ import annotations
 
-from torch import Tensor
-from torch.compiler import is_compiling
+from ._head import make_op
 
-from fastee.dispatch import choose, direct
-from fastee.reference import Norm
-
-from ._head import make_op, through_torch
-from .results import ExitHeadResult, QuantizedRows
-
-_op, _packet = make_op("exit_head", step=False)
-_direct = direct("exit_head")
-
-
-def exit_head(
-    x: Tensor,
-    weight: Tensor | QuantizedRows,
-    bias: Tensor | None = None,
-    pool: str = "mean",
-    norm: Norm | None = None,
-    measure: str = "max_prob",
-    threshold: float = 0.9,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    logits: bool = False,
-    backend: str | None = None,
-) -> ExitHeadResult:
-    """Run an exit's head on an activation and say per row whether it may leave.
+_op, exit_head = make_op(
+    "exit_head",
+    step=False,
+    doc="""Run an exit's head on an activation and say per row whether it may leave.
 
     Args:
-        x: activation, fp32/bf16/fp16/fp64 (narrow types are widened on load, the arithmetic is fp32). ``pool="mean"``: [B, D, ...] in any memory format; ``mean_tokens``, ``cls``,
-            ``last``: [B, T, D]; ``none``: [B, D]. Any row stride.
+        x: activation, fp32/bf16/fp16/fp64 (narrow types are widened on load, the arithmetic is fp32). ``pool="mean"``: [B, D, ...] in any
+            memory format; ``mean_tokens``, ``cls``, ``last``: [B, T, D]; ``none``: [B, D]. Any row stride.
         weight, bias: the classifier, [C, D] and [C]. `weight` may be ``quantize_rows(weight)``: a quarter of the bytes, for large C.
         norm: normalisation between pool and classifier (`fastee.ops.Norm`).
         measure: the score; larger is more confident: ``max_prob`` 1/s, ``margin`` p1 - p2, ``entropy`` -H in nats,
@@ -51,13 +29,5 @@ def exit_head(
     >>> out = fastee.ops.exit_head(torch.ones(2, 3, 4, 4), torch.eye(3) * 9, threshold=0.3)
     >>> out.label.tolist(), out.exits.tolist()
     ([0, 0], [True, True])
-    """
-    if is_compiling():
-        args, _ = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
-        return through_torch(_packet, False, *args)
-    if _direct is not None and backend is None and mask is None:
-        result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, False)
-        if result is not None:
-            return result
-    args, options = _op.check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
-    return choose(_op, args, options, backend).run(*args)
+    """,
+)
