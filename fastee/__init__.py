@@ -31,6 +31,7 @@ _PUBLIC = {
     "NodeSpec": "fastee.planning",
     "simulate": "fastee.simulation",
     "local_cluster": "fastee.cluster",
+    "spatial_cluster": "fastee.cluster",
     "Cluster": "fastee.cluster",
     "explain": "fastee.dispatch",
     "doctor": "fastee.dispatch",

@@ -101,7 +101,7 @@ class NodeState:
 class Client:
     """Submits tasks to nodes and settles their futures; thread-safe towards callers.
 
-    `running` tells per node whether its process lives. Times: `grace` seconds past a deadline, `timeout` seconds for a task without one.
+    `running` tells per node whether its process lives. `machine`: where the caller is, an index of `links`. Times: `grace` seconds past a deadline, `timeout` seconds for a task without one.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Client:
         running: Callable[[int], bool] = lambda index: True,
         keys: Keys | None = None,
         public: Sequence[str] = (),
+        machine: int = 0,
     ):
         self.nodes = [NodeState(i, name) for i, name in enumerate(names)]
         self.credit, self.grace, self.timeout = credit, grace, timeout
@@ -124,7 +125,7 @@ class Client:
         self.exits: Counter[int] = Counter()
         self.served: Counter[int] = Counter()
         self._ports, self._fingerprint, self._links, self._running = list(ports), fingerprint, dict(links), running
-        self._keys, self._public = keys, tuple(public)
+        self._keys, self._public, self._machine = keys, tuple(public), machine
         self._incarnation = secrets.randbits(63)
         self._numbers = itertools.count(secrets.randbits(31) << 32)
         self._lock = threading.RLock()
@@ -247,7 +248,7 @@ class Client:
         try:
             hello = to_payload(Hello("client", -1, os.getpid()))
             endpoint = self._endpoint = open_endpoint(
-                Identity(client_peer(self._incarnation), 0, self._incarnation, self._fingerprint, hello, self._links, keys=self._keys)
+                Identity(client_peer(self._incarnation), self._machine, self._incarnation, self._fingerprint, hello, self._links, keys=self._keys)
             )
             for node, at in zip(self.nodes, self._ports, strict=True):
                 endpoint.connect(node_peer(node.index), node.index, "127.0.0.1", at, self._public[node.index] if self._public else "")
@@ -319,8 +320,7 @@ class Client:
             up = node.hello and node.connected and not node.exited
             if up != node.up:
                 node.up = up
-                if not up:
-                    self._lost(node)
+                (self._found if up else self._lost)(node)
                 self._tell()
         if all(node.exited for node in self.nodes):
             for task in list(self._pending.values()):
@@ -334,6 +334,9 @@ class Client:
         for task in list(self._pending.values()):
             if node.index in task.visited:
                 self._start_over(task.number, task.attempt)
+
+    def _found(self, node: NodeState) -> None:
+        """A node is up, for the first time or again."""
 
     # tasks
 

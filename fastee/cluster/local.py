@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -36,21 +37,33 @@ NAMES = ("mobile", "edge", "cloud")
 UNSHAPED_RATE = 10e9
 _TERM_SECONDS = 1.0
 _STDERR_BYTES = 4000
-_open: weakref.WeakSet[Cluster] = weakref.WeakSet()
+open_clusters: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+        # Fresh pages are half of the time of a 1 MB message: let malloc keep them.
+        "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
 
 
 class LocalNode:
     """A worker process: ``.index .name .pid .alive``."""
 
-    def __init__(self, index: int, name: str, env: dict[str, str]):
+    def __init__(self, index: int, name: str, module: str = "fastee.cluster.worker"):
         self.index, self.name = index, name
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fastee.cluster.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=env,
+            env=_environment(),
         )
 
     @property
@@ -112,7 +125,7 @@ class Cluster:
         self._net, self._client, self._codec = net, client, codec
         self._lock = threading.Lock()
         self._closed = False
-        _open.add(self)
+        open_clusters.add(self)
 
     def __enter__(self) -> Cluster:
         return self
@@ -227,12 +240,12 @@ class Cluster:
             if self._closed:
                 return
             self._closed = True
-        _open.discard(self)
+        open_clusters.discard(self)
         self._client.close()
-        _end(self.nodes)
+        end_nodes(self.nodes)
 
 
-def _end(nodes: list[LocalNode]) -> None:
+def end_nodes(nodes: list[LocalNode]) -> None:
     for node in nodes:
         node.end()
     end = time.monotonic() + _TERM_SECONDS
@@ -242,7 +255,7 @@ def _end(nodes: list[LocalNode]) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    for cluster in list(_open):
+    for cluster in list(open_clusters):
         cluster.close()
 
 
@@ -278,7 +291,7 @@ def local_cluster(
     >>> with fastee.local_cluster(net, nodes=3, link="20mbit 10ms") as cluster:     # doctest: +SKIP
     ...     out = cluster(x, deadline=0.1)
     """
-    count, names, factors = _check_nodes(nodes, names, slowdown)
+    count, names, factors = check_nodes(nodes, names, slowdown)
     links = link_table(link, count)
     if codec is not None:
         codecs.codec_id(codec)
@@ -301,60 +314,54 @@ def local_cluster(
     if prof.nodes != names or prof.num_segments != net.num_segments:
         raise ValueError(f"profile: it has nodes {prof.nodes} and {prof.num_segments} segments, expected {names} and {net.num_segments}")
     fingerprint = bytes.fromhex(net.fingerprint)
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
-        # Fresh pages are half of the time of a 1 MB message: let malloc keep them.
-        "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-    }
+    keys = [make_keys() for _ in range(count + 1)] if secure else []
+    public = tuple(k.public for k in keys)
+    allowed = {k: name for k, name in zip(public, (*names, "client"), strict=False)}
+
+    def settings(i: int) -> Settings:
+        return Settings(i, names, fingerprint, factors[i], rule, qos or QoS(), credit, keys[i] if keys else None, allowed, public[:count])
+
+    blobs = (cloudpickle.dumps((net, settings(i), prof, links)) for i in range(count))
+    client = partial(Client, names, fingerprint=fingerprint, links=links, credit=credit, grace=grace, timeout=timeout,
+                     keys=keys[-1] if keys else None, public=public[:count])  # fmt: skip
+    started, client = launch(names, blobs, client, start_timeout)
+    return Cluster(net, started, client, prof, codec)
+
+
+def launch(
+    names: Sequence[str], blobs: Iterable[bytes], client: Callable[..., Client], start_timeout: float, module: str = "fastee.cluster.worker"
+) -> tuple[list[LocalNode], Any]:
+    """Start a process of `module` per name, hand each its blob, return them with ``client(ports=, running=)`` once all reach each other.
+
+    `blobs` are made while the processes start. ``ClusterError`` with the end of its stderr for a node that is not there within
+    `start_timeout` seconds; then all are ended.
+    """
     started: list[LocalNode] = []
-    client = None
+    made = None
     try:
         for index, name in enumerate(names):
-            started.append(LocalNode(index, name, env))
-        keys = [make_keys() for _ in range(count + 1)] if secure else []
-        public = tuple(k.public for k in keys)
-        allowed = {k: name for k, name in zip(public, (*names, "client"), strict=False)}
-
-        def settings(i: int) -> Settings:
-            return Settings(i, names, fingerprint, factors[i], rule, qos or QoS(), credit, keys[i] if keys else None, allowed, public[:count])
-
-        blobs = [cloudpickle.dumps((net, settings(i), prof, links)) for i in range(count)]
+            started.append(LocalNode(index, name, module))
         end = time.monotonic() + start_timeout
-        ports = _introduce(started, blobs, end)
+        ports = _introduce(started, list(blobs), end)
         for node in started:
             node.tell_peers(Peers(ports))
-        client = Client(
-            names,
-            ports,
-            fingerprint,
-            links,
-            credit=credit,
-            grace=grace,
-            timeout=timeout,
-            running=lambda i: started[i].alive,
-            keys=keys[-1] if keys else None,
-            public=public[:count],
-        )
-        late = client.wait_ready(end - time.monotonic())
+        made = client(ports=ports, running=lambda i: started[i].alive)
+        late = made.wait_ready(end - time.monotonic())
         if late:
             raise _did_not_start(started[late[0].index], start_timeout)
     except BaseException as error:
-        if client is not None:
-            client.close()
+        if made is not None:
+            made.close()
         if isinstance(error, OSError) and not isinstance(error, ClusterError):
             dead = next((n for n in started if not n.alive), None)
             if dead is not None:
                 error = _did_not_start(dead, start_timeout)
-        _end(started)
+        end_nodes(started)
         raise error from None
-    return Cluster(net, started, client, prof, codec)
+    return started, made
 
 
-def _check_nodes(nodes: Any, names: Any, slowdown: Any) -> tuple[int, tuple[str, ...], tuple[float, ...]]:
+def check_nodes(nodes: Any, names: Any, slowdown: Any) -> tuple[int, tuple[str, ...], tuple[float, ...]]:
     if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= 64:
         raise ValueError(f"nodes: expected an int in 1..64, got {nodes!r}")
     if names is None:

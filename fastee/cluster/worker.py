@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -49,7 +50,37 @@ _PARENT_SECONDS = 0.1
 _PEER_TASKS = 256
 
 
-class Worker:
+class Child:
+    """What every worker process is: somebody's child, with an end of the network."""
+
+    def __init__(self, stdin_fd: int, identity: Identity):
+        self._stdin = stdin_fd
+        self._parent = os.getppid()
+        self._parent_at = 0.0
+        self._complaints = 0
+        self._index = identity.machine
+        self._endpoint = open_endpoint(identity)
+
+    def bind(self) -> Ports:
+        return self._endpoint.bind()
+
+    def _parent_lives(self) -> bool:
+        now = time.monotonic()
+        if now < self._parent_at:
+            return True
+        self._parent_at = now + _PARENT_SECONDS
+        if os.getppid() != self._parent:
+            return False
+        readable, _, _ = select.select([self._stdin], [], [], 0)
+        return not readable or bool(os.read(self._stdin, 4096))
+
+    def _complain(self, peer: str, reason: str) -> None:
+        self._complaints += 1
+        if self._complaints <= 5:
+            print(f"node {self._index}: ignored bytes from {peer!r}: {reason}", file=sys.stderr, flush=True)
+
+
+class Worker(Child):
     """A node on the network: hands arriving tasks to its `Node` and sends what that emits, reports how it is, notes who is there.
 
     With a concurrent endpoint one Python thread receives and computes (the sockets, heartbeats and deadlines are the I/O thread's);
@@ -59,11 +90,10 @@ class Worker:
     def __init__(self, net: Any, settings: Settings, profile: Profile, links: dict, stdin_fd: int):
         self.settings = settings
         self.index = settings.index
-        self._stdin = stdin_fd
-        self._parent = os.getppid()
         self._outbox: deque[tuple[Outgoing, bool]] = deque()
         incarnation = secrets.randbits(63)
-        self._endpoint = open_endpoint(
+        super().__init__(
+            stdin_fd,
             Identity(
                 f"n{self.index}:{incarnation:016x}",
                 self.index,
@@ -75,18 +105,14 @@ class Worker:
                 peer_tasks=max(_PEER_TASKS, 2 * settings.credit),
                 keys=settings.keys,
                 allowed=settings.allowed,
-            )
+            ),
         )
         self._up: dict[int, bool] = {}
         self._unconfirmed: dict[int, dict[TaskKey, Frame]] = {}
-        self._complaints = 0
         self._failed = False
         self._reported: tuple = ()
-        self._report_at = self._parent_at = 0.0
+        self._report_at = 0.0
         self.node = Node(net, settings, profile, self._emit, arm=self._arm)
-
-    def bind(self) -> Ports:
-        return self._endpoint.bind()
 
     def connect(self, ports: list[Ports]) -> None:
         self._report(force=True)
@@ -138,16 +164,6 @@ class Worker:
             self._failed = True
             self._endpoint.wake()
 
-    def _parent_lives(self) -> bool:
-        now = time.monotonic()
-        if now < self._parent_at:
-            return True
-        self._parent_at = now + _PARENT_SECONDS
-        if os.getppid() != self._parent:
-            return False
-        readable, _, _ = select.select([self._stdin], [], [], 0)
-        return not readable or bool(os.read(self._stdin, 4096))
-
     # in
 
     def _handle(self, item: Item) -> None:
@@ -170,11 +186,6 @@ class Worker:
                     break
         else:
             self._complain(item.peer, item.reason)
-
-    def _complain(self, peer: str, reason: str) -> None:
-        self._complaints += 1
-        if self._complaints <= 5:
-            print(f"node {self.index}: ignored bytes from {peer!r}: {reason}", file=sys.stderr, flush=True)
 
     def _act(self, peer: str, frame: Frame) -> None:
         node = node_of(peer)
@@ -234,8 +245,8 @@ class Worker:
             self._endpoint.set_beat(to_payload(Heartbeat(*state)))
 
 
-def main() -> int:
-    """Entry point: read the network from stdin, announce the ports on stdout, serve."""
+def main(serve: Callable[..., Any] = Worker) -> int:
+    """Entry point: read the network from stdin, announce the ports on stdout, serve; `serve` makes the worker of what was read."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group; the parent decides
     announce = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the network prints must not look like the announcement
@@ -246,10 +257,10 @@ def main() -> int:
         with contextlib.suppress(RuntimeError):
             torch.set_num_interop_threads(1)
         sys.setswitchinterval(0.001)
-        net, settings, profile, links = cloudpickle.loads(_exactly(stdin, intro.pickled))
+        net, *rest = cloudpickle.loads(_exactly(stdin, intro.pickled))
         if hasattr(net, "eval"):
             net.eval()
-        worker = Worker(net, settings, profile, links, stdin.fileno())
+        worker = serve(net, *rest, stdin.fileno())
         announce.write(msgspec.json.encode(worker.bind()) + b"\n")
         announce.close()
         worker.connect(msgspec.json.decode(_line(stdin), type=Peers).ports)
@@ -282,11 +293,11 @@ def _exactly(stream: Any, size: int) -> bytearray:
     return out
 
 
-def run() -> None:
+def run(serve: Callable[..., Any] = Worker) -> None:
     """Run :func:`main` and end at once: neither a compute thread inside torch nor the interpreter's clean-up may delay it."""
     status = 1
     try:
-        status = main()
+        status = main(serve)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -40,7 +40,7 @@ class SpatialModule:
         if x.shape[2] != source[1] - source[0]:
             raise ValueError(f"part: x must hold input rows [{source[0]}, {source[1]}), got {x.shape[2]} rows")
         if rows[0] >= rows[1]:
-            return x.new_zeros(x.shape[0], layers[end - 1].channels, 0, self._width(end - 1, x))
+            return x.new_zeros(x.shape[0], layers[end - 1].channels, 0, self.width(end - 1, x))
         have = {begin - 1: (source[0], x)}
         for i in range(begin, end):
             if i not in need:
@@ -52,11 +52,17 @@ class SpatialModule:
                     start, value = have[max(u, begin - 1)]
                     inputs.append(value[:, :, lo - start : hi - start])
                 else:  # rows wholly in the padding: their producer may have computed nothing
-                    inputs.append(x.new_zeros(x.shape[0], layers[u].channels if u >= 0 else x.shape[1], 0, self._width(u, x)))
+                    inputs.append(x.new_zeros(x.shape[0], layers[u].channels if u >= 0 else x.shape[1], 0, self.width(u, x)))
             have[i] = need[i][0], self._runs[i](inputs, need[i], layers[i])
         return have[end - 1][1]
 
-    def _width(self, layer: int, x: torch.Tensor) -> int:
+    @torch.no_grad()
+    def layer(self, i: int, rows: tuple[int, int], inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Output rows [lo, hi) of one layer from its `inputs`, cut to the rows that `input_rows` asks for."""
+        return self._runs[i](inputs, rows, self.net.layers[i])
+
+    def width(self, layer: int, x: torch.Tensor) -> int:
+        """Columns of a layer's output; of `x`, the net's input, for layer -1."""
         return self._nodes[layer].meta["tensor_meta"].shape[3] if layer >= 0 else x.shape[3]
 
     @torch.no_grad()

@@ -188,7 +188,7 @@ class SpatialPlanner:
         if start is not None:
             self._check_candidate(start)
             alive = [u and r > 0 for u, r in zip(self.up, self.rates, strict=True)]
-            found["before"] = start.volumes, [_without(cuts, alive) for cuts in start.splits]
+            found["before"] = start.volumes, [without(cuts, alive) for cuts in start.splits]
         found["search"] = self._search(found, effort if effort is not None else WARM_EFFORT, None if budget is None else began + budget, seed, start is None)
         return self._best(found, "search")
 
@@ -290,7 +290,7 @@ def _unique(devices: list[Device]) -> list[Device]:
     return [d if names.count(d.name) == 1 else replace(d, name=f"{d.name}-{names[:i].count(d.name)}") for i, d in enumerate(devices)]
 
 
-def _without(cuts: Sequence[int], alive: Sequence[bool]) -> list[int]:
+def without(cuts: Sequence[int], alive: Sequence[bool]) -> list[int]:
     """Cuts in which only who is alive has rows, in proportion to what it had; all alike where those had none."""
     rows = [(b - a) if up else 0 for a, b, up in zip(cuts, cuts[1:], alive, strict=False)]
     if sum(rows) == cuts[-1]:
