@@ -7,9 +7,8 @@
 namespace fastee::cpu::FASTEE_ISA {
 
 // How many bytes ahead weights are prefetched into the L2 cache; 0 for few weights. The machine's own prefetchers follow each row of a
-// group but stop at its end, or its page's: 32,000 rows of 768 int8 passed at 3 GB/s where 23 to 40 can be read, now at 20 to 25 (a
-// loaded Zen 4, 2026-11-21; 4 KB ahead or into the L1 cache gained half of that). Long fp32 rows reach the memory's rate by themselves
-// and lost a fifth of the L3 cache's.
+// group but stop at its end, or its page's; short and narrow rows spend their time waiting there. Long fp32 rows are followed well enough
+// and lose by more prefetches. `python -m benchmarks run large_head` measures both (rows "weights").
 template <typename T>
 FASTEE_INLINE int64_t prefetch_distance(int64_t classes, int64_t ws) {
   return classes * ws >= 512 << 10 && (sizeof(T) < 4 || ws < 1024) ? 32 << 10 : 0;
@@ -66,8 +65,8 @@ struct Finish {
 };
 
 template <int R, int C, typename T>
-FASTEE_INLINE void tile(const float* x, int64_t xs, const T* w, int64_t ws, int64_t n, int64_t ahead, float* lanes, bool first, bool last, Finish finish, float* z,
-                        int64_t zs) {
+FASTEE_INLINE void tile(const float* x, int64_t xs, const T* w, int64_t ws, int64_t n, int64_t ahead, float* lanes, bool first, bool last,
+                        Finish finish, float* z, int64_t zs) {
   V acc[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -106,14 +105,15 @@ FASTEE_INLINE void class_block(const float* x, int64_t rows, int64_t xs, const T
     int64_t r = 0;
     for (; r + kTileRows <= rows; r += kTileRows)
       tile<kTileRows, C>(x + r * xs + k, xs, w + k, ws, n, r ? 0 : ahead, lanes + 16 * r * C, first, last, finish, z + r * zs, zs);
-    for (; r < rows; ++r) tile<1, C>(x + r * xs + k, xs, w + k, ws, n, r ? 0 : ahead, lanes + 16 * r * C, first, last, finish, z + r * zs, zs);
+    for (; r < rows; ++r)
+      tile<1, C>(x + r * xs + k, xs, w + k, ws, n, r ? 0 : ahead, lanes + 16 * r * C, first, last, finish, z + r * zs, zs);
   }
 }
 
 // z[r, c] = finish(x[r] . w[c]); `lanes` holds 16 * rows * kTileClasses floats.
 template <typename T>
-FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, int64_t classes, int64_t ws, int64_t features, Finish finish, float* z,
-                          int64_t zs, float* lanes) {
+FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, int64_t classes, int64_t ws, int64_t features, Finish finish,
+                         float* z, int64_t zs, float* lanes) {
   const int64_t ahead = prefetch_distance<T>(classes, ws);
   int64_t c = 0;
   if (rows == 1) {
@@ -128,9 +128,9 @@ FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, i
 
 // Many rows and many classes: the same sums with classes instead of features in the registers' lanes. Step j of lane l is feature
 // 16 j + l: rows and weights are rearranged lane by lane, a tile walks the steps of one lane, and the sixteen lanes meet in the tree
-// of sum(). A tile reads 0.67 registers per multiply-add where the form above reads 0.83, and of each row only what its lane needs:
-// on a Zen 4 core (AVX2) it runs at 118 of 118 GFLOP/s, the whole at 104 to 107 with 128 rows, the form above at 71 to 83
-// (2026-11-21). Rearranging the weights costs some 0.14 ns an element, which a few rows do not earn back.
+// of sum(). On AVX2 a tile reads 0.67 registers per multiply-add where the form above reads 0.83, and of each row only what its lane
+// needs. Rearranging the weights costs once per chunk what a few rows do not earn back; `python -m benchmarks run large_head` measures
+// both against BLAS.
 
 // in[i][j] -> out[j][i]: kPartLanes rows of sixteen.
 template <typename T>
@@ -156,7 +156,8 @@ FASTEE_PIECE void pack_rows(const float* x, int64_t rows, int64_t xs, int64_t fe
     for (int64_t j = 0; j < steps; j += 16) {
       float edge[256] = {};
       const float* in = x + 16 * j;
-      if (16 * (j + 16) > features) in = static_cast<const float*>(__builtin_memcpy(edge, in, sizeof(float) * static_cast<uint64_t>(features - 16 * j)));
+      if (16 * (j + 16) > features)
+        in = static_cast<const float*>(__builtin_memcpy(edge, in, sizeof(float) * static_cast<uint64_t>(features - 16 * j)));
       for (int i = 0; i < 16; i += kPartLanes) transpose_strip(in + 16 * i, 16, out + j + i, lane);
     }
 }
@@ -203,8 +204,8 @@ FASTEE_INLINE void panel_tile(const float* x, int64_t xs, const float* w, int64_
 
 // z[r, c] = finish(x[r] . w[c]) with rows from pack_rows() and whole panels of classes.
 template <typename T>
-FASTEE_PIECE void linear_panels(const float* x, int64_t rows, const T* w, int64_t classes, int64_t ws, int64_t features, Finish finish, float* z, int64_t zs,
-                                float* memory) {
+FASTEE_PIECE void linear_panels(const float* x, int64_t rows, const T* w, int64_t classes, int64_t ws, int64_t features, Finish finish,
+                                float* z, int64_t zs, float* memory) {
   const int64_t xs = packed_row(features), steps = steps_of(features), x_lane = round16(steps), w_lane = packed_lane(features);
   float *panel = memory, *lanes = memory + 16 * w_lane;  // lanes[r][l][c]
   for (int64_t c = 0; c < classes; c += kPanel) {
