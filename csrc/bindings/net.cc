@@ -276,8 +276,8 @@ class Io {
 
   ~Io() { stop(); }
 
-  std::pair<int, int> bind(const std::string& host) {
-    const auto ports = io().bind(host);
+  std::pair<int, int> bind(const std::string& host, int control, int bulk) {
+    const auto ports = io().bind(host, {control, bulk});
     return {ports[0], ports[1]};
   }
   void start() { io().start(); }

@@ -705,12 +705,12 @@ IoThread::IoThread(const ZmqApi& api, Config config) : config_(std::move(config)
 
 IoThread::~IoThread() { stop(); }
 
-std::array<int, 2> IoThread::bind(const std::string& host) {
+std::array<int, 2> IoThread::bind(const std::string& host, std::array<int, 2> wanted) {
   if (thread_.joinable() || impl_ == nullptr) throw std::logic_error("cluster: bind before start");
   std::array<int, 2> ports{};
   for (const bool bulk : {false, true}) {
     void* s = impl_->router[bulk] = impl_->open(kRouter, bulk, "");
-    impl_->require(impl_->api.bind(s, Impl::endpoint(host, 0).c_str()), "bind to " + host);
+    impl_->require(impl_->api.bind(s, Impl::endpoint(host, wanted[bulk]).c_str()), "bind to " + Impl::endpoint(host, wanted[bulk]));
     char at[256];
     size_t size = sizeof at;
     impl_->require(impl_->api.getsockopt(s, kLastEndpoint, at, &size), "LAST_ENDPOINT");

@@ -88,7 +88,7 @@ class IoThread {
   ~IoThread();  // stop()
 
   // Listens on two free ports of `host` (control, bulk) and returns them; before start() only.
-  std::array<int, 2> bind(const std::string& host);
+  std::array<int, 2> bind(const std::string& host, std::array<int, 2> wanted = {});
   void start();
   // Ends the thread and closes everything without lingering; undelivered payloads are let go. Repeatable.
   void stop();

@@ -310,6 +310,55 @@ def sim(
             typer.echo(json.dumps(result.summary()))
 
 
+_Config = Annotated[Path, typer.Option("--config", help="The cluster.toml.", exists=True, dir_okay=False)]
+_Keys = Annotated[Path | None, typer.Option("--keys", help="This machine's file of `fastee keys`.", exists=True, dir_okay=False)]
+
+
+@app.command()
+def node(
+    config: _Config,
+    name: Annotated[str, typer.Option("--name", help="Which of the file's nodes this machine is.")],
+    keys: _Keys = None,
+) -> None:
+    """Serve as one node of a cluster until SIGTERM, which lets it finish what it has."""
+    from fastee.cluster.config import load_config
+    from fastee.cluster.daemon import serve
+
+    read = load_config(config)
+    if name not in read.names:
+        raise typer.BadParameter(f"got {name!r}, expected one of {', '.join(read.names)}{did_you_mean(name, read.names)}", param_hint="--name")
+    raise typer.Exit(serve(read, name, keys, lambda text: print(text, flush=True)))
+
+
+@app.command()
+def run(
+    config: _Config,
+    input_: Annotated[Path, typer.Option("--input", help="An .npz: one array per input of the model, rows first.", exists=True, dir_okay=False)],
+    deadline: Annotated[float | None, typer.Option(help="Seconds per row.")] = None,
+    keys: _Keys = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write logits, label, confidence, exit, node and latency to this .npz.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line per row.")] = False,
+) -> None:
+    """Answer the rows of a file on the running nodes. Exit code 1 when a row got no answer."""
+    from fastee.cli.run import run as ask
+
+    raise typer.Exit(ask(config, input_, deadline, keys, out, json_))
+
+
+@app.command()
+def top(
+    config: _Config,
+    keys: _Keys = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the state once and leave.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the state once as JSON and leave.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Show the running nodes: queues, service times, links, exits, deadlines. Ctrl-C leaves."""
+    from fastee.cli.top import watch
+
+    watch(Console(highlight=False, width=None if sys.stdout.isatty() else 140), config, keys, once, json_, every)
+
+
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Time the kernels on this machine: list | run OP... | compare OLD NEW | peers ...; `fastee bench run --help` says more."""

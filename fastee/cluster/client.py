@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import dataclass, field
 
+import msgspec
 import torch
 
 from fastee.cluster import codec as codecs
@@ -93,6 +94,7 @@ class NodeState:
         self.index, self.name = index, name
         self.hello = self.connected = self.up = self.exited = False
         self.refusal = ""
+        self.told = Hello(name, index, 0)
         self.beat = Heartbeat(0, 0.0, 0)
         self.beats = 0
         self.in_flight = 0
@@ -251,7 +253,7 @@ class Client:
                 Identity(client_peer(self._incarnation), self._machine, self._incarnation, self._fingerprint, hello, self._links, keys=self._keys)
             )
             for node, at in zip(self.nodes, self._ports, strict=True):
-                endpoint.connect(node_peer(node.index), node.index, "127.0.0.1", at, self._public[node.index] if self._public else "")
+                endpoint.connect(node_peer(node.index), node.index, at.host, at, self._public[node.index] if self._public else "")
             self._ready.set()
             while not self._stop.is_set():
                 if self._helpers or time.monotonic() - self._helped < _HELP_SECONDS:
@@ -370,7 +372,7 @@ class Client:
                 self._send(task, entry)
 
     def _entry(self) -> NodeState | None:
-        return next((n for n in self.nodes if n.up), None)
+        return next((n for n in self.nodes if n.up and not n.beat.leaving), None)
 
     def _run_clock(self, task: _Task) -> None:
         if not task.start:
@@ -482,7 +484,7 @@ class Client:
             node.beats += 1
             self._tell()
         elif frame.kind is Kind.HELLO:
-            from_payload(frame, Hello)
+            node.told = from_payload(frame, Hello)
             node.hello = True
             self._tell()
         elif frame.kind is Kind.MOVED:
@@ -518,7 +520,9 @@ class Client:
         task = self._pending.get(frame.task)
         if task is None or frame.hops // _ATTEMPT_STEP != task.attempt:
             return
-        if refusal.code == "undeliverable":
+        if refusal.code == "leaving":
+            node.beat = msgspec.structs.replace(node.beat, leaving=True)
+        if refusal.code in ("undeliverable", "leaving"):
             self._start_over(task.number, task.attempt)
         elif refusal.code == "rejected":
             self._fail(task, Rejected(f"cluster: {refusal.reason}"))

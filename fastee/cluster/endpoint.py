@@ -109,8 +109,8 @@ class Endpoint(Protocol):
     concurrent: bool
     bytes_to: dict[int, int]
 
-    def bind(self, host: str = "127.0.0.1") -> Ports:
-        """Listen on two free ports of an address; once, before anything else."""
+    def bind(self, host: str = "127.0.0.1", ctl: int = 0, bulk: int = 0) -> Ports:
+        """Listen on two ports of an address (0: any free one); once, before anything else. ``ClusterError`` when one is taken."""
 
     def connect(self, peer: str, machine: int, host: str, ports: Ports, key: str = "") -> None:
         """Start connecting; ``PeerEvent(peer, True)`` when the peer's heartbeats or HELLO come, False within 0.8 s of silence."""
@@ -193,8 +193,8 @@ class PythonEndpoint:
         self._dropped: list[Item] = []
         self._file = -1
 
-    def bind(self, host: str = "127.0.0.1") -> Ports:
-        return Ports(*self._transport.bind(host))
+    def bind(self, host: str = "127.0.0.1", ctl: int = 0, bulk: int = 0) -> Ports:
+        return Ports(*self._transport.bind(host, ctl, bulk), host)
 
     def connect(self, peer: str, machine: int, host: str, ports: Ports, key: str = "") -> None:
         self._connected[peer] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import math
@@ -14,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -30,12 +32,13 @@ from fastee.cluster.link import link_table
 from fastee.cluster.messages import Intro, Peers, Ports
 from fastee.cluster.node import Settings
 from fastee.cluster.result import ClusterResult
-from fastee.errors import ClusterError
+from fastee.errors import ClusterError, FingerprintMismatch
 from fastee.scheduling import Profile, QoS, profile
 
 NAMES = ("mobile", "edge", "cloud")
 UNSHAPED_RATE = 10e9
 _TERM_SECONDS = 1.0
+_JOIN_SECONDS = 2.0
 _STDERR_BYTES = 4000
 open_clusters: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -112,14 +115,61 @@ class LocalNode:
                 stream.close()
 
 
-class Cluster:
-    """Running nodes and the client that uses them; made by :func:`local_cluster`, a context manager, callable.
+class RemoteNode:
+    """A node that somebody else started (``fastee node``): ``.index .name``; closing the cluster leaves it running."""
 
-    ``cluster(x, deadline=0.1)`` answers a batch, ``cluster.submit(row, deadline)`` returns a Future for streams, ``.nodes``, ``.stats()``,
-    ``.profile``, ``.close()``.
+    def __init__(self, index: int, name: str):
+        self.index, self.name = index, name
+
+    def end(self) -> None:
+        pass
+
+    def reap(self, seconds: float) -> None:
+        pass
+
+
+class Cluster:
+    """Running nodes and the client that uses them; made by :func:`local_cluster` or :meth:`connect`, a context manager, callable.
+
+    ``cluster(x, deadline=0.1)`` answers a batch, ``await cluster.ask(x)`` does in asyncio, ``cluster.submit(row, deadline)`` returns a Future
+    for streams, ``.nodes``, ``.stats()``, ``.profile`` (None after `connect`: every node measures itself), ``.close()``.
     """
 
-    def __init__(self, net: Any, nodes: list[LocalNode], client: Client, prof: Profile, codec: str | None):
+    @classmethod
+    def connect(cls, config: str | os.PathLike, keys: str | os.PathLike | None = None, codec: str | None = None) -> Cluster:
+        """Join the running nodes of a cluster.toml as a client, on the first node's machine, and return the Cluster.
+
+        The model is loaded here too, which tells the inputs' shapes and the fingerprint. `keys`: this client's file of `fastee keys`, needed
+        where the nodes have public keys. Returns when every node is up, or two seconds after some are. Raises ``ClusterError`` when none
+        is within ``timeouts.start`` or the file is wrong, ``FingerprintMismatch`` when a node runs another model.
+
+        >>> with fastee.Cluster.connect("cluster.toml") as cluster:     # doctest: +SKIP
+        ...     out = cluster(x, deadline=0.1)
+        """
+        from fastee.cluster.config import load_config
+
+        read = load_config(config)
+        if codec is not None:
+            codecs.codec_id(codec)
+        own, net = read.keys(keys), read.network()
+        client = Client(
+            read.names, [n.at for n in read.nodes], bytes.fromhex(net.fingerprint), read.declared_links(emulated=True), credit=read.credit,
+            grace=read.timeouts.grace, timeout=read.timeouts.task, keys=own, public=[n.public_key for n in read.nodes] if own else (),
+        )  # fmt: skip
+        end = time.monotonic() + read.timeouts.start
+        late = client.wait_ready(min(_JOIN_SECONDS, read.timeouts.start))
+        while not any(n.up for n in client.nodes) and not any(n.refusal for n in client.nodes) and time.monotonic() < end:
+            late = client.wait_ready(min(_JOIN_SECONDS, end - time.monotonic()))
+        refused = next((n for n in late if n.refusal), None)
+        if refused is not None or not any(n.up for n in client.nodes):
+            client.close()
+            if refused is not None:
+                raise FingerprintMismatch(f"cluster: node {refused.name!r} refused this client: {refused.refusal}")
+            where = ", ".join(f"{n.name} at {n.host}:{n.port}" for n in read.nodes)
+            raise ClusterError(f"cluster: no node answered within {read.timeouts.start} s ({where}); `fastee node` starts one")
+        return cls(net, [RemoteNode(i, name) for i, name in enumerate(read.names)], client, None, codec)
+
+    def __init__(self, net: Any, nodes: Sequence[LocalNode | RemoteNode], client: Client, prof: Profile | None, codec: str | None):
         self.nodes = nodes
         self.profile = prof
         self._net, self._client, self._codec = net, client, codec
@@ -150,15 +200,30 @@ class Cluster:
         runs every row to the end whatever the deadline. `codec`: "raw" or "int8" on every link; None: the scheduler's choice.
         `on_error`: "raise" the first row's error, or "return" all in ``.errors``. The last input's order is kept.
         """
+        futures = self._send(x, deadline, plan, exits, codec, on_error)
+        self._client.wait(futures)
+        return self._collect([future.exception() or future.result() for future in futures], on_error)
+
+    async def ask(
+        self,
+        x: Any,
+        deadline: float | None = None,
+        plan: Sequence[int] | None = None,
+        exits: bool = True,
+        codec: str | None = None,
+        on_error: str = "raise",
+    ) -> ClusterResult:
+        """Answer every row of `x` without holding up the event loop; else as calling the cluster. A cancelled wait leaves its tasks running."""
+        futures = [asyncio.wrap_future(future) for future in self._send(x, deadline, plan, exits, codec, on_error)]
+        return self._collect(await asyncio.gather(*futures, return_exceptions=True), on_error)
+
+    def _send(self, x: Any, deadline: float | None, plan: Sequence[int] | None, exits: bool, codec: str | None, on_error: str) -> list[Future]:
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
         values, options = self._values(x), self._options(deadline, plan, exits, codec)
-        futures = [self._client.submit(tuple(v[i : i + 1] for v in values), *options, from_now=False) for i in range(values[0].shape[0])]
-        self._client.wait(futures)
-        answers: list[TaskAnswer | Exception] = []
-        for future in futures:
-            error = future.exception()
-            answers.append(future.result() if error is None else error)
+        return [self._client.submit(tuple(v[i : i + 1] for v in values), *options, from_now=False) for i in range(values[0].shape[0])]
+
+    def _collect(self, answers: list[TaskAnswer | Exception], on_error: str) -> ClusterResult:
         if on_error == "raise":
             for row, answer in enumerate(answers):
                 if isinstance(answer, Exception):
@@ -206,6 +271,15 @@ class Cluster:
             route = bytes(plan)
         name = codec if codec is not None else self._codec
         return deadline, route, Flag.NONE if exits else Flag.EXITS_OFF, FREE if name is None else codecs.codec_id(name)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the model's inputs."""
+        return tuple(self._net.inputs.names)
+
+    def beats(self) -> dict[str, dict[str, Any]]:
+        """Return what every node last said of itself, by name: whether it is up, its pid, and all of its heartbeat."""
+        return {n.name: {"up": n.up, "pid": n.told.pid, **msgspec.structs.asdict(n.beat)} for n in self._client.nodes}
 
     def stats(self) -> dict[str, Any]:
         """Return counters: tasks == answers + errors + pending always; per node and link what heartbeats told (up to 0.1 s old).

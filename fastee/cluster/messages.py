@@ -13,22 +13,32 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Hello(msgspec.Struct, forbid_unknown_fields=True):
-    """Who I am; ``index`` is -1 for a client."""
+    """Who I am; ``index`` is -1 for a client. A node that measured itself tells ``seconds`` and ``spread`` of each segment for one row."""
 
     name: str
     index: int
     pid: int
+    seconds: list[float] = []
+    spread: list[float] = []
 
 
 class Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
     """How I am: tasks waiting here, mean seconds one segment took lately, tasks finished or passed on so far, the
-    bytes put on the link to each node, the nodes that this one can reach."""
+    bytes put on the link to each node, the nodes that this one can reach; whether it takes no new tasks because it is leaving;
+    answers given here by exit, those after their deadline, those at an exit that the deadline forced; share of one processor that the
+    process used lately, degrees Celsius of the machine (0: it does not tell)."""
 
     queue: int
     service: float
     handled: int
     sent: list[int] = []
     up: list[int] = []
+    leaving: bool = False
+    exits: list[int] = []
+    late: int = 0
+    forced: int = 0
+    cpu: float = 0.0
+    celsius: float = 0.0
 
 
 class Moved(msgspec.Struct, forbid_unknown_fields=True):
@@ -38,7 +48,7 @@ class Moved(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Refused(msgspec.Struct, forbid_unknown_fields=True):
-    """Why a task is not answered: ``undeliverable`` may be tried elsewhere, the other codes are final."""
+    """Why a task is not answered: ``undeliverable`` and ``leaving`` may be tried elsewhere, the other codes are final."""
 
     code: str
     reason: str
@@ -51,10 +61,11 @@ class Intro(msgspec.Struct):
 
 
 class Ports(msgspec.Struct):
-    """The one line a worker writes to stdout: where it listens."""
+    """Where a node listens; a worker writes it to stdout as its one line."""
 
     ctl: int
     bulk: int
+    host: str = "127.0.0.1"
 
 
 class Peers(msgspec.Struct):

@@ -65,10 +65,10 @@ class NativeEndpoint:
         self._lock = threading.Lock()
         self._started = False
 
-    def bind(self, host: str = "127.0.0.1") -> Ports:
+    def bind(self, host: str = "127.0.0.1", ctl: int = 0, bulk: int = 0) -> Ports:
         check_address(host, self._me.keys)
         try:
-            return Ports(*self._io.bind(host))
+            return Ports(*self._io.bind(host, ctl, bulk), host)
         except RuntimeError as error:
             raise ClusterError(str(error)) from None
 

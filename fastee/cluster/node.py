@@ -110,6 +110,8 @@ class Node:
         self.profile = profile
         self.handled = 0
         self.service = 0.0
+        self.exits = [0] * net.num_segments
+        self.late = self.forced = 0
         self._name = settings.names[settings.index]
         self._emit, self._clock, self._arm = emit, clock, arm
         self._answered: dict[tuple[int, int, int], None] = {}
@@ -131,7 +133,8 @@ class Node:
 
     def post(self, *event: Any) -> None:
         """Hand an event over, from any thread: ("task", frame, sender index), ("up", node, bool), ("credit", node),
-        ("queue", node, length), ("link", target, bytes, ns), ("answered", key) when an armed answer left, ("stop",)."""
+        ("queue", node, length), ("link", target, bytes, ns), ("answered", key) when an armed answer left, ("speed", node, seconds, spread)
+        of every segment there, ("leaving", frame, sender): a task that is not taken any more, ("stop",)."""
         self._inbox.put(event)
 
     def run(self) -> None:
@@ -207,6 +210,20 @@ class Node:
         self._answered[key] = None
         if len(self._answered) > _MAX_TASKS:  # the work was done just before: nobody will ask for the oldest any more
             del self._answered[next(iter(self._answered))]
+
+    def _on_speed(self, node: int, seconds: list[float], spread: list[float]) -> None:
+        """A node tells what it measured: the schedulers are made anew, unless that is what they know."""
+        told = np.array([seconds, spread], float) if len(seconds) == len(spread) == self.net.num_segments else np.empty(0)
+        if node == self.index or told.size == 0 or not (np.isfinite(told).all() and (told >= 0).all()):
+            return
+        mean, deviation = self.profile.mean.copy(), self.profile.spread.copy()
+        mean[:, node, 0], deviation[:, node, 0] = told
+        if not (np.array_equal(mean, self.profile.mean) and np.array_equal(deviation, self.profile.spread)):
+            self.profile = replace(self.profile, mean=mean, spread=deviation)
+            self._schedulers.clear()
+
+    def _on_leaving(self, frame: Frame, sender: int) -> None:
+        self._turn_away(frame, sender, "leaving", f"node {self._name!r} is leaving")
 
     def _given_up(self, work: _Work) -> bool:
         """True when the I/O thread has answered the task at its deadline: nothing more is computed for it."""
@@ -414,6 +431,9 @@ class Node:
             return self._fail(work, "failed", f"exit {exit_} on node {self._name!r}: {_tail(error)}")
         self._done(work)
         self._emit(Outgoing(-1, frame, work.deadline, keyed=True))
+        self.exits[exit_] += 1
+        self.forced += forced
+        self.late += self._clock() > work.deadline
         return None
 
     def _offload(self, work: _Work, node: int, codec: str) -> None:

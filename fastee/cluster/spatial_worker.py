@@ -55,7 +55,7 @@ class SpatialWorker(Child):
         """Run until the parent is gone; returns the exit status."""
         busy = False
         try:
-            while self._parent_lives():
+            while self._stays():
                 for item in self._endpoint.receive(0.0 if busy else _IDLE_SECONDS, self._stdin):
                     self._handle(item)
                 busy = self._step()

@@ -137,13 +137,17 @@ class ZmqTransport:
             s.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         return s
 
-    def bind(self, host: str = "127.0.0.1") -> tuple[int, int]:
-        """Bind control and bulk to random ports of a loopback address and return the ports."""
+    def bind(self, host: str = "127.0.0.1", ctl: int = 0, bulk: int = 0) -> tuple[int, int]:
+        """Bind control and bulk to ports of a loopback address (0: any free one) and return the ports."""
         check_loopback(host)
         ports = []
-        for bulk in (False, True):
-            s = self._routers[bulk] = self._socket(zmq.ROUTER, bulk)
-            ports.append(s.bind_to_random_port(f"tcp://{host}"))
+        for is_bulk, port in ((False, ctl), (True, bulk)):
+            s = self._routers[is_bulk] = self._socket(zmq.ROUTER, is_bulk)
+            try:
+                s.bind(f"tcp://{host}:{port or '*'}")
+            except zmq.ZMQError as error:
+                raise ClusterError(f"cluster: bind to tcp://{host}:{port}: {error}") from None
+            ports.append(int(s.get(zmq.LAST_ENDPOINT).rpartition(b":")[2].rstrip(b"\0")))
             self._poller.register(s, zmq.POLLIN)
         return ports[0], ports[1]
 

@@ -64,7 +64,8 @@ class Child:
     def bind(self) -> Ports:
         return self._endpoint.bind()
 
-    def _parent_lives(self) -> bool:
+    def _stays(self) -> bool:
+        """Say whether to go on: here until the parent is gone."""
         now = time.monotonic()
         if now < self._parent_at:
             return True
@@ -87,7 +88,7 @@ class Worker(Child):
     with the Python endpoint this thread owns the sockets and a second one computes.
     """
 
-    def __init__(self, net: Any, settings: Settings, profile: Profile, links: dict, stdin_fd: int):
+    def __init__(self, net: Any, settings: Settings, profile: Profile, links: dict, stdin_fd: int = -1):
         self.settings = settings
         self.index = settings.index
         self._outbox: deque[tuple[Outgoing, bool]] = deque()
@@ -99,7 +100,7 @@ class Worker(Child):
                 self.index,
                 incarnation,
                 settings.fingerprint,
-                to_payload(Hello(settings.names[self.index], self.index, os.getpid())),
+                to_payload(self._hello(profile)),
                 links,
                 node=True,
                 peer_tasks=max(_PEER_TASKS, 2 * settings.credit),
@@ -108,9 +109,10 @@ class Worker(Child):
             ),
         )
         self._up: dict[int, bool] = {}
+        self._leaving: set[int] = set()
         self._unconfirmed: dict[int, dict[TaskKey, Frame]] = {}
         self._failed = False
-        self._reported: tuple = ()
+        self._reported: Heartbeat | None = None
         self._report_at = 0.0
         self.node = Node(net, settings, profile, self._emit, arm=self._arm)
 
@@ -119,7 +121,7 @@ class Worker(Child):
         for index, at in enumerate(ports):
             if index != self.index:
                 key = self.settings.public[index] if self.settings.public else ""
-                self._endpoint.connect(node_peer(index), index, "127.0.0.1", at, key)
+                self._endpoint.connect(node_peer(index), index, at.host, at, key)
 
     def _emit(self, outgoing: Outgoing) -> None:
         if self._endpoint.concurrent:
@@ -136,13 +138,13 @@ class Worker(Child):
             self._endpoint.wake()
 
     def serve(self) -> int:
-        """Run until the parent is gone; returns the exit status."""
+        """Run until :meth:`_stays` says no, here until the parent is gone; returns the exit status."""
         concurrent = self._endpoint.concurrent
         if not concurrent:
             threading.Thread(target=self._compute, name="compute", daemon=True).start()
         try:
             with torch.inference_mode():
-                while not self._failed and self._parent_lives():
+                while not self._failed and self._stays():
                     wait = max(0.0, min(self._report_at - time.monotonic(), self.node.pause() if concurrent else 1.0))
                     for item in self._endpoint.receive(wait, self._stdin):
                         self._handle(item)
@@ -191,14 +193,22 @@ class Worker(Child):
         node = node_of(peer)
         known = 0 <= node < len(self.settings.names)
         if frame.kind is Kind.TASK:
-            self.node.post("task", frame, node if known else -1)
+            self._take(frame, node if known else -1)
         elif frame.kind is Kind.HELLO:
-            from_payload(frame, Hello)
+            hello = from_payload(frame, Hello)
+            if known and hello.seconds:
+                self.node.post("speed", node, hello.seconds, hello.spread)
         elif known and frame.kind in (Kind.HEARTBEAT, Kind.CREDIT):
             beat = from_payload(frame, Heartbeat)
             if frame.kind is Kind.CREDIT and self._unconfirmed.get(node, {}).pop(task_key(frame), None) is not None:
                 self.node.post("credit", node)
             self.node.post("queue", node, min(max(beat.queue, 0), 1 << 30))
+            if frame.kind is Kind.HEARTBEAT and beat.leaving != (node in self._leaving):
+                (self._leaving.add if beat.leaving else self._leaving.discard)(node)
+                self.node.post("up", node, self._up.get(node, False) and not beat.leaving)
+
+    def _take(self, frame: Frame, sender: int) -> None:
+        self.node.post("task", frame, sender)
 
     # out
 
@@ -224,6 +234,7 @@ class Worker(Child):
 
     def _set_up(self, node: int, up: bool) -> None:
         self._up[node] = up
+        self._leaving.discard(node)
         self.node.post("up", node, up)
         self._report(force=True)
         if not up:
@@ -239,10 +250,16 @@ class Worker(Child):
         self._report_at = now + _REPORT_SECONDS
         node, count = self.node, len(self.settings.names)
         sent, reach = [self._endpoint.bytes_to.get(n, 0) for n in range(count)], [n for n, up in self._up.items() if up]
-        state = (node.queue_length, node.service, node.handled, sent, reach)
-        if state != self._reported:
-            self._reported = state
-            self._endpoint.set_beat(to_payload(Heartbeat(*state)))
+        beat = self._beat(Heartbeat(node.queue_length, node.service, node.handled, sent, reach, False, list(node.exits), node.late, node.forced))
+        if beat != self._reported:
+            self._reported = beat
+            self._endpoint.set_beat(to_payload(beat))
+
+    def _beat(self, beat: Heartbeat) -> Heartbeat:
+        return beat
+
+    def _hello(self, profile: Profile) -> Hello:
+        return Hello(self.settings.names[self.index], self.index, os.getpid())
 
 
 def main(serve: Callable[..., Any] = Worker) -> int:
