@@ -327,7 +327,9 @@ def node(
     read = load_config(config)
     if name not in read.names:
         raise typer.BadParameter(f"got {name!r}, expected one of {', '.join(read.names)}{did_you_mean(name, read.names)}", param_hint="--name")
-    raise typer.Exit(serve(read, name, keys, lambda text: print(text, flush=True)))
+    status = serve(read, name, keys, lambda text: print(text, flush=True))
+    sys.stderr.flush()
+    os._exit(status)  # as the workers: neither a thread inside torch nor the interpreter's clean-up may delay the end
 
 
 @app.command()
