@@ -312,6 +312,16 @@ class Node:
         exit_, work.exit = work.exit, -1
         return work.scheduler.decide(work.handle, exit_, work.confidence, self._clock())
 
+    def _stuck(self, work: _Work, node: int) -> bool:
+        """Say whether moving a task that was sent here, and has made no progress since, to `node` would lead nowhere.
+
+        Back to the sender: each node knows its own speed best, so two that each think the other faster would throw a task to and fro until its time
+        is up (seen: 23,000 moves in 15 s). Anywhere, once it has moved twice per node. It is computed here then.
+        """
+        if work.sender < 0 or work.frame.route or work.segment != work.frame.segment:
+            return False
+        return node == work.sender or work.frame.hops % 256 > 2 * len(self.settings.names)
+
     def _follow(self, work: _Work, decision: Decision | None = None) -> None:
         """Do what the scheduler says; a peer without credit makes it choose again without that peer."""
         if self._given_up(work):
@@ -328,6 +338,8 @@ class Node:
         for node in shut:
             work.scheduler.set_node_up(node, node not in self._down)
         action = decision.action
+        if action is Action.OFFLOAD and self._stuck(work, decision.node):
+            action = Action.CONTINUE
         if (action is Action.REJECT or decision.forced) and work.deadline == NO_DEADLINE:
             # Without a deadline only a lost node makes the scheduler give up: the client starts over without the plan.
             work.scheduler.finish(work.handle)

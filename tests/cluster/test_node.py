@@ -103,6 +103,20 @@ def test_without_credit_a_free_task_goes_elsewhere(net):
     assert world.of(Kind.TASK)[0].frame.segment == 0
 
 
+@pytest.mark.parametrize(("sender", "hops", "stays"), [(1, 1, True), (2, 1, False), (2, 7, True), (-1, 0, False)])
+def test_a_task_without_progress_is_not_thrown_to_and_fro(net, sender, hops, stays):
+    # Node 0 believes that node 1 is 5,000 times faster. A task from node 1, which believes the like of node 0, is computed here all the same.
+    world = World(net, mean=1e-4, bandwidth=1e9)
+    slow = {k: getattr(world.node.profile, k) for k in world.node.profile.__dataclass_fields__}
+    slow["mean"] = [[[5.0], [0.001], [0.002]]] * net.num_segments
+    world.node.profile = Profile(**slow)
+    world.task(rows(1), sender=sender, hops=hops)
+    world.run()
+    sent = [(out.target, out.frame.segment) for out in world.of(Kind.TASK)]
+    assert (1, 0) not in sent if stays else sent == [(1, 0)]
+    assert sent or world.of(Kind.ANSWER)  # after a segment it may go on
+
+
 def test_a_deadline_forces_the_exit_that_was_reached(net):
     hard = rows(64)[local_answers(net, rows(64))["exit"] == 2][:1]
     world = World(net, mean=0.010)
