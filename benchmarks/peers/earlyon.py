@@ -104,7 +104,7 @@ def checks(ctx: Context) -> Iterator[Group]:
             baseline="earlyon",
             bytes=4 * (shape.read + weight.numel() + bias.numel()),
             flops=2 * shape.B * shape.D * shape.C + shape.read,
-            bars=(">= 20x earlyon",),
+            bars=(">= 20x earlyon", ">= 20x same_head"),
         )
 
 

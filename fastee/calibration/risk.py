@@ -29,11 +29,11 @@ def chernoff_upper(share: float, n: int, level: float) -> float:
 
 
 def trinomial_p(loss: np.ndarray, limit: float, level: float) -> np.ndarray:
-    """Return one p-value per column of loss [n, J] in {-1, 0, 1} for "its mean is >= limit", valid for any n (Berger and Boos, JASA 1994).
+    """Return one p-value per column of loss [n, J] in {-1, 0, 1} for "its mean is >= limit", for any n (Berger and Boos, JASA 1994).
 
     Given the rate d of rows with loss +1 or -1, the sum of losses has an exact distribution at the mean `limit`. d is not known, but
     exceeds `chernoff_upper` of the rate seen with probability `level` / 10 at most; so the p-value is the largest tail over all d up to there (on a grid of
-    24, rounded upwards; the tail grows with d) plus level / 10. `level`: at which it will be compared, fixed before the losses are seen.
+    24, one point beyond; that the tail grows with d was seen, not proved) plus level / 10. `level`: at which it will be compared, fixed before the losses are seen.
     """
     n = len(loss)
     if n == 0:

@@ -14,7 +14,7 @@ from fastee.cluster.client import Client
 from fastee.cluster.frame import MAGIC, VERSION, Flag, Frame, Kind, decode, encode
 from fastee.cluster.messages import Refused, from_payload
 from fastee.cluster.transport import PeerEvent, ZmqTransport
-from fastee.errors import ClusterError, DeadlineExceeded, FingerprintMismatch, Rejected
+from fastee.errors import ClusterError, FingerprintMismatch, Rejected
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -90,12 +90,11 @@ def test_stats_conserve_tasks(cluster):
 
 
 def test_an_impossible_deadline_is_a_typed_error_per_task(cluster):
-    # On a loaded machine the 4 ms can be over before the node sees the task; test_node.py has a clock of its own and tells the two apart.
-    typed = Rejected, DeadlineExceeded
-    with pytest.raises(typed, match="cannot meet the deadline|was past on arrival"):
-        cluster(rows(2), deadline=0.004, plan=[2, 2, 2])
-    out = cluster(rows(3), deadline=0.004, plan=[2, 2, 2], on_error="return")
-    assert all(isinstance(e, typed) for e in out.errors)
+    # The way there and back is over 10 ms of link, so 9 cannot do, and a loaded machine has time to say so before they are over.
+    with pytest.raises(Rejected, match="cannot meet the deadline"):
+        cluster(rows(2), deadline=0.009, plan=[2, 2, 2])
+    out = cluster(rows(3), deadline=0.009, plan=[2, 2, 2], on_error="return")
+    assert all(isinstance(e, Rejected) for e in out.errors)
     assert (out.label == -1).all() and (out.node == -1).all() and out.latency.isnan().all() and out.logits.isnan().all()
 
 

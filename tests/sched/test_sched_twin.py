@@ -12,7 +12,7 @@ from fastee.scheduling import scheduler as face
 pytestmark = [pytest.mark.skipif(face._C is None, reason="fastee._C is not built"), pytest.mark.filterwarnings("ignore:.*daisy")]
 EVERYBODY = {"admitted", "exits", "forced", "late", "continued", "rejected", "finished", "stale", "clock_backwards", "observed", "outliers",
              "ignored", "refused_full", "refused_late", "changes", "offloaded"}  # fmt: skip
-WORLDS = 60
+WORLDS = 200
 
 
 def worlds(policy: str, seeds: range, events: int) -> set[str]:
@@ -52,4 +52,4 @@ def test_twin_equals_core_in_a_thousand_worlds(policy):
 
 def test_twin_equals_core_where_the_tables_follow_step_by_step(monkeypatch):
     monkeypatch.setattr(face, "_EAGER_LIMIT", 0)
-    assert EVERYBODY - {"refused_full"} <= worlds("deadline", range(40), 150)
+    assert EVERYBODY - {"refused_full"} <= worlds("deadline", range(100), 150)

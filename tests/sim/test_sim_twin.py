@@ -23,7 +23,7 @@ def assert_equal_runs(spec):
     return core
 
 
-@pytest.mark.parametrize("block", range(5))
+@pytest.mark.parametrize("block", range(10))
 def test_random_worlds_have_equal_logs(block):
     for seed in range(block * 20, block * 20 + 20):
         assert_equal_runs(random_spec(seed))
