@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick dev build lint sanitize test-neon fuzz bench plots test-gpu bench-gpu clean
+.PHONY: demo test quick dev build lint sanitize test-cluster test-neon fuzz bench plots test-gpu bench-gpu clean
 .DEFAULT_GOAL := build
 
 $(VENV)/.installed: requirements.txt pyproject.toml setup.py
@@ -39,6 +39,10 @@ lint: $(VENV)/.installed
 sanitize: $(VENV)/.installed ## the C++ tests under ASan + UBSan, then TSan
 	for p in asan tsan; do PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset $$p && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset $$p \
 	  && ctest --test-dir build-$$p --output-on-failure || exit 1; done
+
+test-cluster: build ## the cluster under faults: labs (namespaces as root with vde2), 10,000 tasks at 50/s under every fault, 60 s of churn (7 minutes)
+	$(PY) -m pytest tests/cluster tests/netns $(ARGS)
+	$(PY) -m benchmarks run faults soak --no-save
 
 test-neon: $(VENV)/.installed ## the C++ tests built for 64-bit ARM, run under qemu-user (apt-get install g++-aarch64-linux-gnu qemu-user)
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --preset neon && PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake --build --preset neon && ctest --test-dir build-neon --output-on-failure

@@ -347,6 +347,19 @@ def run(
     raise typer.Exit(ask(config, input_, deadline, keys, out, json_))
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def lab(
+    config: _Config,
+    shaper: Annotated[str, typer.Option(help="namespaces (root, vde2), relay (anywhere) or auto.")] = "auto",
+    script: Annotated[Path | None, typer.Option("--script", help="Lines to obey instead of those on stdin.", exists=True, dir_okay=False)] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Run this on the client's machine; its end ends the lab. FASTEE_LAB_CONFIG names the client's cluster.toml.")] = None,
+) -> None:
+    """Run all nodes of a cluster.toml here, with its links emulated and faults by the line: cut, heal, kill, start, freeze, slow, link, replay..."""
+    from fastee.cli.lab import run
+
+    raise typer.Exit(run(config, shaper, script, () if command else sys.stdin, command or []))
+
+
 @app.command()
 def top(
     config: _Config,

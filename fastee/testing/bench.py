@@ -31,7 +31,10 @@ PERCENTILES = (20, 50, 80, 95, 99)
 
 @dataclass
 class Case:
-    """One provider: ``fn(*args, **kwargs)`` is called with each tuple of `inputs` in turn; ``fn=None`` with a `note` records a skip."""
+    """One provider: ``fn(*args, **kwargs)`` is called with each tuple of `inputs` in turn; ``fn=None`` with a `note` records a skip.
+
+    `times`: ns of single calls that were taken already, where they cannot be repeated at will (tasks of a stream, under faults); fn is None then.
+    """
 
     provider: str
     fn: Callable | None
@@ -41,6 +44,7 @@ class Case:
     bytes: int | None = None  # overrides the group's
     flops: int | None = None
     ratio: float | None = None  # what it reaches rather than how fast, see Row.ratio
+    times: list[float] | None = None
 
 
 @dataclass
@@ -280,6 +284,11 @@ class Context:
         return cases
 
 
+def _speedup(t: list[float], base: list[float]) -> float:
+    """Median over rounds of how many times faster `t` is; of the medians where the two were not timed in the same rounds."""
+    return percentile([b / a for a, b in zip(t, base, strict=True)], 50) if len(t) == len(base) else percentile(base, 50) / percentile(t, 50)
+
+
 def judge(text: str, subject: str, times: dict[str, list[float]], ratio: float | None = None) -> Bar:
     """Return the verdict of a bar from ns per call and round; `met` is None where the other provider was skipped or there is no ratio."""
     stat, comparison, limit, unit, over, other = parse_bar(text)
@@ -289,7 +298,7 @@ def judge(text: str, subject: str, times: dict[str, list[float]], ratio: float |
     if stat == "ratio":
         value = float(ratio)
     elif unit == "x":
-        value = percentile([b / a for a, b in zip(times[subject], times[other], strict=True)], 50)
+        value = _speedup(times[subject], times[other])
     else:
         extra = pick(times[other]) if over else 0.0
         value = (pick(times[subject]) - extra) / {"ns": 1.0, "us": 1e3, "ms": 1e6}[unit]
@@ -299,15 +308,16 @@ def judge(text: str, subject: str, times: dict[str, list[float]], ratio: float |
 def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, warmup: float = 0.2) -> list[Row]:
     """Time the group, `seconds` per case, and return one row per case, skipped ones included; the bars stand in the first case's row."""
     subject, live = group.cases[0].provider, [c for c in group.cases if c.fn is not None]
-    if group.cases[0].fn is None or group.baseline not in [c.provider for c in live]:
+    times = {c.provider: c.times for c in group.cases if c.times}
+    if not {subject, group.baseline} <= {*times, *(c.provider for c in live)}:
         raise ValueError(f"{group.op} {group.shape}: {subject} (the subject) and {group.baseline} (the baseline) cannot be skipped")
     with quiet(group.threads):
         load, clock = os.getloadavg()[0], clock_cost()
         read = roofs.bandwidth(group.roof, group.working_set or group.bytes) if group.bytes else None
         gflops = roofs.gflops() if group.flops else None
-        rounds, inner = sample(live, seconds * len(live), warmup, group.per_call)
-    times = {c.provider: t for c, t in zip(live, rounds, strict=True)}
-    batch = {c.provider: n for c, n in zip(live, inner, strict=True)}
+        rounds, inner = sample(live, seconds * len(live), warmup, group.per_call) if live else ([], [])
+    times |= {c.provider: t for c, t in zip(live, rounds, strict=True)}
+    batch = dict.fromkeys(times, 1) | {c.provider: n for c, n in zip(live, inner, strict=True)}
     rows = []
     for case in group.cases:
         row = Row(
@@ -317,7 +327,7 @@ def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, 
             threads=group.threads, loadavg=load, date=now(), machine=machine,
         )  # fmt: skip
         rows.append(row)
-        if case.fn is None:
+        if case.provider not in times:
             row.skipped = case.note
             continue
         t = times[case.provider]
@@ -325,7 +335,7 @@ def measure(group: Group, roofs: Roofs, machine: Machine, seconds: float = 0.6, 
         row.min_us = round(min(t) / 1e3, 4)
         row.p20_us, row.p50_us, row.p80_us, row.p95_us, row.p99_us = (round(percentile(t, q) / 1e3, 4) for q in PERCENTILES)
         p50 = percentile(t, 50)
-        row.speedup = round(percentile([b / a for a, b in zip(t, times[group.baseline], strict=True)], 50), 4)
+        row.speedup = round(_speedup(t, times[group.baseline]), 4)
         row.timer_share = round(clock / (p50 * row.inner), 5)
         if row.bytes or row.flops:
             row.gbps = round(row.bytes / p50, 3)
