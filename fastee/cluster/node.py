@@ -92,7 +92,7 @@ class Node:
     """A machine of the cluster: runs segments of `net` one task at a time and follows its scheduler.
 
     `net` offers ``num_segments``, ``num_classes``, ``run_segment(i, carry)`` and ``exit_step(i, carry, logits=True)``. A ``slowdown`` f > 1
-    emulates a slower machine: after t seconds of computing the node stays busy for (f-1)*t more, while it still decides on arrivals.
+    emulates a slower machine: after t seconds of this thread's processor time the node stays busy for (f-1)*t more, while it still decides on arrivals.
     """
 
     def __init__(
@@ -386,7 +386,7 @@ class Node:
     # work
 
     def _compute(self, work: _Work) -> None:
-        started = self._clock()
+        started, computed = self._clock(), time.thread_time_ns()
         segment, head = work.segment, None
         try:
             if work.carry is None:
@@ -399,9 +399,10 @@ class Node:
         except Exception as error:  # the user's module may raise anything, and the client must hear of it
             return self._fail(work, "failed", f"segment {segment} on node {self._name!r}: {_tail(error)}")
         work.carry, work.head = carry, head
-        spent = self._clock() - started
+        # The extra is of this thread's processor time: what other processes took meanwhile must not be multiplied.
+        extra = (time.thread_time_ns() - computed) * (self.settings.slowdown - 1)
         work.since = started
-        self._busy = (started + round(spent * self.settings.slowdown), work)
+        self._busy = (self._clock() + round(extra), work)
         return None
 
     def _ran(self, work: _Work) -> None:
