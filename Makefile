@@ -41,6 +41,7 @@ sanitize: $(VENV)/.installed ## the C++ tests under ASan + UBSan, then TSan
 	  && ctest --test-dir build-$$p --output-on-failure || exit 1; done
 
 test-cluster: build ## the cluster under faults: labs (namespaces as root with vde2), 10,000 tasks at 50/s under every fault, 60 s of churn (7 minutes)
+	$(PY) -m pip install --quiet --requirement requirements-ray.txt
 	$(PY) -m pytest tests/cluster tests/netns $(ARGS)
 	$(PY) -m benchmarks run faults soak --no-save
 

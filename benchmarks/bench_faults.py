@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,20 +159,23 @@ def storm(lab: Lab, kind: str, tasks: int, truth: Truth, seed: int = 0, rate: fl
     A task must be settled once: by an answer equal to the network's own, or by a typed error, in HANG_SECONDS.
     """
     tally, faults = Tally(kind), _Faults(lab, kind, seed)
-    settled: list[list[tuple[float, Future]]] = [[] for _ in range(tasks)]
+    settled: list[list[tuple[float, Exception | None, bool]]] = [[] for _ in range(tasks)]
+
+    def settle(number: int, future: Future) -> None:  # what is kept of an answer is small: a soak watches this process's memory too
+        error = future.exception()
+        settled[number].append((time.monotonic(), error, error is not None or truth.holds(number % len(truth.x), future.result())))
+
     with lab.connect(codec="raw") as cluster:
         until(lambda: all(cluster.stats()["up"].values()) and all(len(b["up"]) == len(lab.names) - 1 for b in cluster.beats().values()), 20)
         for node in range(len(lab.names)):
             cluster(truth.x[:2], plan=[node] * 3, exits=False)
         before = cluster.stats()
         faults.start()
-        began, sent, futures = time.monotonic(), [], []
+        began, sent = time.monotonic(), []
         for number in range(tasks):
             time.sleep(max(0.0, began + number / rate - time.monotonic()))
             sent.append(time.monotonic())
-            future = cluster.submit(truth.x[number % len(truth.x)][None], deadline=DEADLINE)
-            future.add_done_callback(lambda f, number=number: settled[number].append((time.monotonic(), f)))
-            futures.append(future)
+            cluster.submit(truth.x[number % len(truth.x)][None], deadline=DEADLINE).add_done_callback(partial(settle, number))
         end = time.monotonic() + HANG_SECONDS
         while not all(settled) and time.monotonic() < end:
             time.sleep(0.01)
@@ -182,17 +186,17 @@ def storm(lab: Lab, kind: str, tasks: int, truth: Truth, seed: int = 0, rate: fl
     if faults.failed is not None:
         raise faults.failed
     tally.faults, tally.stats = faults.count, {k: v - before[k] for k, v in after.items() if isinstance(v, int)}
-    for number, (at, ends) in enumerate(zip(sent, settled, strict=True)):
+    for at, ends in zip(sent, settled, strict=True):
         tally.seconds.append(ends[0][0] - at if ends else float("inf"))
         tally.broken["lost"] += not ends
         tally.broken["double"] += max(0, len(ends) - 1)
         tally.broken["hung"] += bool(ends) and tally.seconds[-1] > HANG_SECONDS
-        if ends and (error := ends[0][1].exception()) is not None:
+        if ends and (error := ends[0][1]) is not None:
             tally.errors[type(error).__name__] += 1
             tally.broken["untyped"] += type(error).__module__ != "fastee.errors"
         elif ends:
             tally.answered.append(tally.seconds[-1])
-            tally.broken["wrong"] += not truth.holds(number % len(truth.x), ends[0][1].result())
+        tally.broken["wrong"] += not all(right for *_, right in ends)
     counted = tally.stats["answers"] + tally.stats["errors"]
     tally.broken["uncounted"] = abs(tasks - counted) + after["pending"]
     return tally

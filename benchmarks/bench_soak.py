@@ -1,7 +1,7 @@
 """Churn for a long time: tasks without a pause while machines of a lab die, hang, vanish and return; memory and open files of everybody must stay flat.
 
 `FASTEE_BENCH_SOAK_SECONDS`: 60; 1800 for the long one. Growth is from the first third's median to the last third's, per process that lived through
-both; a restarted node counts from its start. The note says the worst; the bars are in `ratio`: growth over what is allowed (10 % plus 4 MB; 5 files).
+both; a restarted node counts from when it serves. The note says the worst; the bars are in `ratio`: growth over what is allowed (10 % plus 4 MB; 5 files).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.end.wait(EVERY_SECONDS):
-            for name, pid in (("client", os.getpid()), *((name, s["pid"]) for name, s in self.lab.state().items() if s["alive"])):
+            for name, pid in (("client", os.getpid()), *((name, s["pid"]) for name, s in self.lab.state().items() if s["serves"])):
                 try:
                     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
                     self.seen[name, pid].append((resident, len(os.listdir(f"/proc/{pid}/fd"))))

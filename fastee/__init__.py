@@ -32,6 +32,7 @@ _PUBLIC = {
     "simulate": "fastee.simulation",
     "local_cluster": "fastee.cluster",
     "spatial_cluster": "fastee.cluster",
+    "student_cluster": "fastee.cluster",
     "Cluster": "fastee.cluster",
     "explain": "fastee.dispatch",
     "doctor": "fastee.dispatch",

@@ -347,6 +347,21 @@ def run(
     raise typer.Exit(ask(config, input_, deadline, keys, out, json_))
 
 
+@app.command()
+def up(
+    config: _Config,
+    ray: Annotated[bool, typer.Option("--ray", help="Let Ray place the nodes; without it start `fastee node` on every machine.")] = False,
+    keys: Annotated[Path | None, typer.Option("--keys", help="Folder on the nodes' machines with NAME.toml of `fastee keys`.")] = None,
+    address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto",
+) -> None:
+    """Start every node of a cluster.toml on a Ray cluster and start those again that die, until ctrl-C. Exit code 1 when one is lost for good."""
+    from fastee.cluster.ray import serve
+
+    if not ray:
+        raise typer.BadParameter("nothing else can place nodes yet; without Ray start `fastee node` on every machine", param_hint="--ray")
+    raise typer.Exit(serve(config, keys, address, lambda text: print(text, flush=True)))
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def lab(
     config: _Config,

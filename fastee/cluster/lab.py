@@ -116,13 +116,13 @@ def _numbers(link: Link) -> tuple[float, float]:
 
 
 class _Host:
-    """A machine of the lab and the node process on it, None while there is none; `at` is when it last said that it serves."""
+    """A machine of the lab and the node process on it, None while there is none; `serves` once it has said so."""
 
     def __init__(self, index: int, name: str):
         self.index, self.name = index, name
         self.process: subprocess.Popen | None = None
         self.stderr = tempfile.TemporaryFile()
-        self.cut = self.frozen = False
+        self.cut = self.frozen = self.serves = False
         self.slowing: threading.Event | None = None
 
     @property
@@ -222,13 +222,14 @@ class Lab:
                 self._net.command(host.index, [*words, *(["--keys", str(keys)] if keys else [])]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=host.stderr, env=environment, start_new_session=True,
             )  # fmt: skip
-            host.frozen = False
+            host.frozen = host.serves = False
         end = time.monotonic() + self._timeout
         for host in hosts:
             if b": serves at" not in self._line(host, end):
                 host.process.poll() is None and self._signal(host, signal.SIGKILL)
                 status = host.process.wait()
                 raise ClusterError(f"lab: node {host.name!r} did not start within {self._timeout:.0f} s (status {status}); its stderr ends:\n{self._complaint(host)}")
+            host.serves = True
 
     def _line(self, host: _Host, end: float) -> bytes:
         """The first line of the node's stdout, b"" when it ends or its time is up before; the pipe is then closed, nothing else is expected."""
@@ -366,8 +367,11 @@ class Lab:
         return subprocess.Popen(self._net.command(self._host(name).index, words), env=environment, **options)
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Return per node: ``pid``, whether it is ``alive``, ``frozen``, ``cut``."""
-        return {h.name: {"pid": h.process.pid if h.process else 0, "alive": h.alive, "frozen": h.frozen, "cut": h.cut} for h in self._hosts}
+        """Return per node: ``pid``, whether its process is ``alive`` and has begun to serve (``serves``), ``frozen``, ``cut``."""
+        return {
+            h.name: {"pid": h.process.pid if h.process else 0, "alive": h.alive, "serves": h.alive and h.serves, "frozen": h.frozen, "cut": h.cut}
+            for h in self._hosts
+        }
 
     def close(self) -> None:
         """Kill the nodes, take the network down, remove the files. Harmless when repeated."""
