@@ -152,7 +152,7 @@ class Lab:
             raise ClusterError(f"lab: no namespaces here: {why}")
         self.names, self.shaper = config.names, shaper if shaper != "auto" else "relay" if why else "namespaces"
         self._program = list(program) or [sys.executable, "-m", "fastee", "node"]
-        self._timeout, self._folder = start_timeout, config.folder
+        self._timeout = start_timeout
         self._hosts = [_Host(i, name) for i, name in enumerate(config.names)]
         self._links = config.declared_links()
         self._replays: list[threading.Event] = []
@@ -170,6 +170,10 @@ class Lab:
     def _write(self, config: ClusterConfig) -> None:
         """Every machine's cluster.toml and keys: the given file but for addresses, keys and links, which the hosts now have."""
         machines = [*self.names, "client"]
+        top = config.model.backbone.partition(":")[0].partition(".")[0]
+        for beside in (Path(config.folder, top), Path(config.folder, f"{top}.py")):
+            if beside.exists():
+                (self._dir / beside.name).symlink_to(beside)
         keys: list[Keys | None] = [make_keys() for _ in machines] if config.secure or self.shaper == "namespaces" else [None] * len(machines)
         for machine, name, own in zip([*range(len(self.names)), 0], machines, keys, strict=True):
             nodes = [
@@ -216,11 +220,9 @@ class Lab:
                 raise ValueError(f"name: node {host.name!r} runs already")
             words = [*self._program, "--config", str(self.config_of(host.name)), "--name", host.name]
             keys = self.keys_of(host.name)
-            environment = _environment()
-            environment["PYTHONPATH"] = os.pathsep.join([self._folder, environment["PYTHONPATH"]])
             host.process = subprocess.Popen(
                 self._net.command(host.index, [*words, *(["--keys", str(keys)] if keys else [])]),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=host.stderr, env=environment, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=host.stderr, env=_environment(), start_new_session=True,
             )  # fmt: skip
             host.frozen = host.serves = False
         end = time.monotonic() + self._timeout
@@ -363,7 +365,6 @@ class Lab:
     def popen(self, name: str, words: Sequence[str], **options: Any) -> subprocess.Popen:
         """Start a command on a machine; its end is the caller's business. FASTEE_LAB_CONFIG and FASTEE_LAB_KEYS name the client's files."""
         environment = {**os.environ, "FASTEE_LAB_CONFIG": str(self.config_of("client")), "FASTEE_LAB_KEYS": str(self.keys_of("client") or "")}
-        environment["PYTHONPATH"] = os.pathsep.join([self._folder, os.environ.get("PYTHONPATH", "")])
         return subprocess.Popen(self._net.command(self._host(name).index, words), env=environment, **options)
 
     def state(self) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,7 @@ from fastee.cluster.messages import Intro, Peers, Ports
 from fastee.cluster.node import Settings
 from fastee.cluster.result import ClusterResult
 from fastee.errors import ClusterError, FingerprintMismatch
-from fastee.scheduling import Profile, QoS, profile
+from fastee.scheduling import Profile, QoS, Scheduler, profile
 
 NAMES = ("mobile", "edge", "cloud")
 UNSHAPED_RATE = 10e9
@@ -350,6 +350,8 @@ def local_cluster(
     timeout: float = 30.0,
     start_timeout: float = 60.0,
     secure: bool = False,
+    policy: str = "deadline",
+    params: Mapping[str, Any] | None = None,
 ) -> Cluster:
     """Start `nodes` worker processes that run `net` together and return the :class:`Cluster` (a context manager).
 
@@ -360,7 +362,7 @@ def local_cluster(
     given to ``attach``), scaled by slowdown and link. `credit`: tasks under way per entry node. `grace`: seconds after a deadline in which
     an answer is still taken. `timeout`: bound in seconds for tasks without deadline. Raises ``ClusterError`` with the end of the
     worker's stderr when a node does not start within `start_timeout`. `secure`: encrypt and authenticate every connection with CURVE keys
-    made for this cluster (beyond loopback they are required, here a choice).
+    made for this cluster (beyond loopback they are required, here a choice). `policy`, `params`: every node's, as of ``Scheduler``.
 
     >>> with fastee.local_cluster(net, nodes=3, link="20mbit 10ms") as cluster:     # doctest: +SKIP
     ...     out = cluster(x, deadline=0.1)
@@ -387,13 +389,16 @@ def local_cluster(
         raise TypeError(f"profile: expected a Profile or None, got {type(prof).__name__}")
     if prof.nodes != names or prof.num_segments != net.num_segments:
         raise ValueError(f"profile: it has nodes {prof.nodes} and {prof.num_segments} segments, expected {names} and {net.num_segments}")
+    given = dict(params or {})
+    Scheduler(prof, qos or QoS(), policy=policy, thresholds=list(rule), params=given)  # a wrong name or number fails here, not in a worker
     fingerprint = bytes.fromhex(net.fingerprint)
     keys = [make_keys() for _ in range(count + 1)] if secure else []
     public = tuple(k.public for k in keys)
     allowed = {k: name for k, name in zip(public, (*names, "client"), strict=False)}
 
     def settings(i: int) -> Settings:
-        return Settings(i, names, fingerprint, factors[i], rule, qos or QoS(), credit, keys[i] if keys else None, allowed, public[:count])
+        own = keys[i] if keys else None
+        return Settings(i, names, fingerprint, factors[i], rule, qos or QoS(), credit, own, allowed, public[:count], policy, given)
 
     blobs = (cloudpickle.dumps((net, settings(i), prof, links)) for i in range(count))
     client = partial(Client, names, fingerprint=fingerprint, links=links, credit=credit, grace=grace, timeout=timeout,

@@ -38,8 +38,8 @@ _SERVICE_WEIGHT = 0.1
 
 @dataclass
 class Settings:
-    """What a node is told at start: who it is, the declared slowness, the rule, the credit towards each peer; with CURVE its keys, the
-    public keys that may connect (-> name) and those of all nodes by index."""
+    """What a node is told at start: who it is, the declared slowness, the rule, the credit towards each peer, the scheduler's policy with its params;
+    with CURVE its keys, the public keys that may connect (-> name) and those of all nodes by index."""
 
     index: int
     names: tuple[str, ...]
@@ -51,6 +51,8 @@ class Settings:
     keys: Keys | None = None
     allowed: dict[str, str] = field(default_factory=dict)
     public: tuple[str, ...] = ()
+    policy: str = "deadline"
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -285,7 +287,8 @@ class Node:
         scheduler = Scheduler(
             profile,
             self.settings.qos,
-            policy="deadline",
+            policy=self.settings.policy,
+            params=self.settings.params,
             thresholds=[math.inf] * (segments - 1) if exits_off else list(self.settings.thresholds),
             node=self.index,
             hosts=hosts,
