@@ -370,7 +370,9 @@ class Node:
                 scheduler.tick(now)
         for scheduler, waiting in list(self._waiting.items()):
             while waiting:
-                scheduler.observe_queue(self.index, len(self._ready) + (self._busy is not None))
+                ahead = len(self._ready) + (self._busy is not None)
+                scheduler.observe_queue(self.index, ahead)
+                scheduler.set_idle(not ahead)  # else policies that queue everything (mdi_exit) would wait for ever
                 found = scheduler.poll(self._clock())
                 if found is None:
                     break

@@ -206,3 +206,17 @@ def test_what_is_no_network_is_refused_before_anything_starts(net):
     ]:
         with pytest.raises(ValueError, match=why):
             fastee.local_cluster(net, **{"nodes": 3, **options})
+
+
+def test_any_policy_runs_live(net):
+    """MDI-Exit queues every task and lets the queues decide where it goes on: nobody may wait for ever, alone or with peers."""
+    for nodes in (1, 2):
+        with fastee.local_cluster(net, nodes=nodes, link="100mbit 1ms", slowdown=20, codec="raw", policy="mdi_exit", params={"t_o": 2}, timeout=15) as cluster:
+            futures = [cluster.submit(x[None]) for x in rows(60)]
+            answers = [future.result(20) for future in futures]
+            assert len({a.exit for a in answers}) > 1 and cluster.stats()["errors"] == 0
+            assert {a.node for a in answers} == set(range(nodes)), "a node alone does it all, a second one takes part"
+    with pytest.raises(ValueError, match="mdi_exti.*did you mean 'mdi_exit'"):
+        fastee.local_cluster(net, nodes=1, policy="mdi_exti")
+    with pytest.raises(ValueError, match="params has no 't_x'"):
+        fastee.local_cluster(net, nodes=1, policy="mdi_exit", params={"t_x": 1})
