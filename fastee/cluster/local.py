@@ -155,6 +155,7 @@ class Cluster:
         client = Client(
             read.names, [n.at for n in read.nodes], bytes.fromhex(net.fingerprint), read.declared_links(emulated=True), credit=read.credit,
             grace=read.timeouts.grace, timeout=read.timeouts.task, keys=own, public=[n.public_key for n in read.nodes] if own else (),
+            segments=net.num_segments,
         )  # fmt: skip
         end = time.monotonic() + read.timeouts.start
         late = client.wait_ready(min(_JOIN_SECONDS, read.timeouts.start))
@@ -402,7 +403,7 @@ def local_cluster(
 
     blobs = (cloudpickle.dumps((net, settings(i), prof, links)) for i in range(count))
     client = partial(Client, names, fingerprint=fingerprint, links=links, credit=credit, grace=grace, timeout=timeout,
-                     keys=keys[-1] if keys else None, public=public[:count])  # fmt: skip
+                     keys=keys[-1] if keys else None, public=public[:count], segments=net.num_segments)  # fmt: skip
     started, client = launch(names, blobs, client, start_timeout)
     return Cluster(net, started, client, prof, codec)
 

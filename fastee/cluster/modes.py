@@ -62,7 +62,6 @@ def run_mode(cluster: Cluster, x: Any, mode: str, deadline: float | None = None,
     values = cluster._values(x)
     plans: Sequence[list[int] | None] = placements(cluster, mode, len(values[0]))
     futures = [cluster.submit(tuple(v[i : i + 1] for v in values), deadline, plan, exits, codec) for i, plan in enumerate(plans)]
-    cluster._client.wait(futures)
     return ClusterResult([future.exception() or future.result() for future in futures], cluster._net.num_classes)
 
 

@@ -32,10 +32,17 @@ _WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
-class StudentAnswer(TaskAnswer):
-    """A `TaskAnswer` whose ``confidence`` is -Delta and whose ``node`` is -1, the aggregator; ``missing``: students that count as zeros in it."""
+class StudentAnswer:
+    """One answered task: logits [C], label, ``confidence`` -Delta, exit (0-based), latency in seconds since its clock started, whether the deadline
+    (or the loss of every student) forced the exit, ``missing``: students that count as zeros in it."""
 
-    missing: frozenset[int] = frozenset()
+    logits: torch.Tensor
+    label: int
+    confidence: float
+    exit: int
+    latency: float
+    forced: bool
+    missing: frozenset[int]
 
 
 @dataclass
@@ -173,7 +180,7 @@ class StudentClient(Client):
         late = task.deadline is not None and latency > task.deadline
         if self._settle(task, "answers", *["forced"] * forced, *["late"] * late):
             self.exits[exit_] += 1
-            answer = StudentAnswer(logits[0], label, confidence, exit_, -1, latency, 0, forced, missing)
+            answer = StudentAnswer(logits[0], label, confidence, exit_, latency, forced, missing)
             self._settled.append((task.future, answer, None))
 
     # clocks
@@ -223,11 +230,11 @@ class StudentCluster:
             raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
         values = self.team.students[0].inputs.flat(x)
         futures = [self._submit(tuple(v[i : i + 1] for v in values), deadline, False) for i in range(len(values[0]))]
-        self._client.wait(futures)
         answers = [future.exception() or future.result() for future in futures]
         if on_error == "raise" and (error := next((a for a in answers if isinstance(a, Exception)), None)) is not None:
             raise error
-        return ClusterResult(answers, self.team.num_classes)
+        rows = [a if isinstance(a, Exception) else TaskAnswer(a.logits, a.label, a.confidence, a.exit, -1, a.latency, 0, a.forced) for a in answers]
+        return ClusterResult(rows, self.team.num_classes)
 
     def submit(self, row: Any, deadline: float | None = None) -> Future:
         """Send one input (batch dimension of 1) and return the Future of its `StudentAnswer`; the clock starts now."""

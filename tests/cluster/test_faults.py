@@ -174,3 +174,22 @@ time.sleep(60)
         parent.kill()
         parent.stdout.close()
         parent.wait(10)
+
+
+def test_a_deadline_shorter_than_detection_is_kept_when_a_node_hangs(net):
+    """A node is down after 0.8 s of silence; tasks that would be late by then leave it as soon as it is suspect."""
+    x = rows(45)
+    with fastee.local_cluster(net, nodes=2, link=None, slowdown=[10, 1], codec="raw", credit=32, grace=0.5, timeout=15) as cluster:
+        assert (cluster(x[:4], deadline=0.6).node == 1).all(), "the fast node is worth the way"
+        futures = []
+        for i in range(45):
+            if i == 10:
+                os.kill(cluster.nodes[1].pid, signal.SIGSTOP)
+            futures.append(cluster.submit(x[i : i + 1], deadline=0.6))
+            time.sleep(0.03)
+        outcomes = [future.exception(3) or future.result() for future in futures]
+        os.kill(cluster.nodes[1].pid, signal.SIGCONT)
+        # Some 20 tasks were sent there before 0.8 s of silence; without suspicion every one of the first six ends in DeadlineExceeded.
+        late = [o for o in outcomes if isinstance(o, Exception) or o.latency > 0.6]
+        assert len(late) <= 2, late
+        assert cluster.stats()["retries"] > 0
