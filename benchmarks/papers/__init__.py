@@ -1,4 +1,4 @@
-"""Every paper's headline tested beside ours: python -m benchmarks papers list | run SYSTEM... | table."""
+"""Every paper's headline tested beside ours: python -m benchmarks papers list | prepare TASK... | run SYSTEM... | table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.papers.common import append, read
 from fastee.errors import FasteeError, did_you_mean
 
-SYSTEMS = ("guarantee", "jei_dnn", "daisy", "hierarchical", "distree")
+SYSTEMS = ("guarantee", "watch", "dimee", "jei_dnn", "daisy", "hierarchical", "distree")
 RESULTS = Path(__file__).parent.parent / "results" / "papers.jsonl"
 DOCS = Path(__file__).parents[2] / "docs" / "papers.md"
 
@@ -29,6 +29,15 @@ def main(verb: str, names: list[str], quick: bool, seeds: int | None, results: P
     if verb == "list":
         for name in SYSTEMS:
             print(f"{name:14} {system(name).TITLE}")
+        return 0
+    if verb == "prepare":
+        from benchmarks.papers import real
+
+        for name in names:
+            if name not in real.SETS:
+                raise FasteeError(f"papers: expected one of {', '.join(real.SETS)}, got {name!r}{did_you_mean(name, real.SETS)}")
+            for seed in range(1 if seeds is None else seeds):
+                real.prepare(name, seed, console)
         return 0
     if verb == "run":
         for name in SYSTEMS if names == ["all"] else names:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 
 NUISANCE = 0.1  # of the level, spent on not knowing how many rows are lost or gained
+OUTSIDE = 1e-10  # probability left out of an exact distribution; less than what is added to each p-value
+
 
 def binomial_tail(successes: np.ndarray, n: int, p: float) -> np.ndarray:
     """Return P(Bin(n, p) <= k) for each k in `successes`, from exact log masses."""
@@ -41,14 +43,19 @@ def trinomial_p(loss: np.ndarray, limit: float, level: float) -> np.ndarray:
     total, moved = loss.sum(axis=0), np.abs(loss).sum(axis=0)
     upper = np.array([max(limit, chernoff_upper(k / n, n, NUISANCE * level)) for k in moved])
     grid = np.geomspace(limit, upper.max() * (1 + 1e-12), 24) if upper.max() > limit else np.array([limit])
-    size = 1 << (2 * n).bit_length()  # the sum lies in -n..n
+    # Bernstein: less than OUTSIDE of the sum lies further than `reach` from its mean, so the transform need not span all of -n..n.
+    far = -4 / 3 * math.log(OUTSIDE / 2)
+    reach = (far + math.sqrt(far * far + 6 * far * n * grid[-1])) / 2
+    size = 1 << math.ceil(2 * reach + 2).bit_length()
+    low = round(n * limit) - size // 2
     turn = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
     tails = np.empty((len(grid), len(total)))
     for g, d in enumerate(grid):
         plus, minus = (d + limit) / 2, (d - limit) / 2
         mass = np.fft.irfft((plus * turn + (1 - plus - minus) + minus / turn) ** n, size)
-        below = np.cumsum(np.concatenate([mass[size // 2 :], mass[: size // 2]]))  # negative sums stand in the upper half
-        tails[g] = below[np.minimum(total.astype(int) + size // 2, size - 1)]
+        below = np.cumsum(np.roll(mass, -low))  # the sum s stands at s modulo size
+        at = total.astype(int) - low
+        tails[g] = np.where(at < 0, 0.0, below[np.clip(at, 0, size - 1)])
     allowed = np.searchsorted(grid, upper)[None, :] >= np.arange(len(grid))[:, None]
     return np.minimum(1.0, np.where(allowed, tails, 0.0).max(axis=0) + NUISANCE * level + 1e-9)
 

@@ -11,8 +11,11 @@ PRICES = 24
 
 def exits_of(score: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Return for each row of score [N, K] the first exit whose threshold it reaches, else K. NaN and a threshold of +inf never do."""
-    takes = (score >= thresholds) & (thresholds < OFF)
-    return np.where(takes.any(axis=1), takes.argmax(axis=1), score.shape[1])
+    at = np.full(len(score), score.shape[1])
+    for k in range(score.shape[1] - 1, -1, -1):
+        if thresholds[k] < OFF:
+            at[score[:, k] >= thresholds[k]] = k
+    return at
 
 
 class Search:

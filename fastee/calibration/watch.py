@@ -34,29 +34,25 @@ class DriftTest:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
         self.limit, self.level, self.audits, self.disagreed, self.alarm = limit, level, 0, 0, False
-        self._win = np.log1p(STAKES / limit * (1 - limit))  # a stake s pays 1 + s (loss - limit), s < 1/limit keeps it positive
-        self._lose = np.log1p(-STAKES)
-        self._wealth = np.empty((0, len(STAKES)))
-        self._prior = np.empty(0)
+        # A bet of stake s pays 1 + s (loss - limit) / limit per audit; s < 1 keeps the wealth positive.
+        self._win, self._lose = (1 + STAKES * (1 - limit) / limit).tolist(), (1 - STAKES).tolist()
+        self._wealth, self._starts = [0.0] * len(STAKES), 0  # per stake, over all starts so far
 
     @property
     def evidence(self) -> float:
         """The e-value so far: the alarm rings at 1 / level."""
-        if not len(self._wealth):
-            return 1.0
-        started = float(np.exp(self._wealth + np.log(self._prior)[:, None]).mean(axis=1).sum())
-        return started + 1.0 / (len(self._prior) + 1)  # the starts that are still to come hold their share
+        return sum(self._wealth) / len(self._wealth) + 1.0 / (self._starts + 1)  # the starts that are still to come hold their share
 
     def observe(self, disagreed: Any) -> bool:
         """Count audited rows [n] (True: exit and end gave different labels) and say whether the alarm has rung."""
-        for value in np.atleast_1d(np.asarray(disagreed, dtype=bool)):
+        for value in np.atleast_1d(np.asarray(disagreed, dtype=bool)).tolist():
+            fresh = 0.0
             if self.audits % BLOCK == 0:
-                j = len(self._prior) + 1
-                self._prior = np.append(self._prior, 1.0 / (j * (j + 1)))
-                self._wealth = np.vstack([self._wealth, np.zeros((1, len(STAKES)))])
+                self._starts += 1
+                fresh = 1.0 / (self._starts * (self._starts + 1))
             self.audits += 1
-            self.disagreed += int(value)
-            self._wealth += self._win if value else self._lose
+            self.disagreed += value
+            self._wealth = [(w + fresh) * pay for w, pay in zip(self._wealth, self._win if value else self._lose, strict=True)]
             self.alarm = self.alarm or self.evidence >= 1.0 / self.level
         return self.alarm
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastee
 from fastee.calibration import DriftTest, reliability, temperature, thresholds, watch
-from fastee.calibration.risk import binomial_tail, conformal_risk, hoeffding_bentkus_p, p_values, upper_bound
+from fastee.calibration.risk import NUISANCE, binomial_tail, chernoff_upper, conformal_risk, hoeffding_bentkus_p, p_values, trinomial_p, upper_bound
 
 COST = [0.3, 0.6, 1.0]
 
@@ -52,6 +52,21 @@ def test_the_true_drop_stays_under_the_promise(guarantee):
         at = np.where(score[:, 0] >= found.thresholds[0], 0, np.where(score[:, 1] >= found.thresholds[1], 1, 2))
         broken += (right[:, 2].mean() - right[np.arange(len(at)), at].mean()) > 0.06
     assert broken <= 6  # 0.1 of 60; the tests are conservative, so far fewer are expected
+
+
+@pytest.mark.parametrize(("n", "limit", "moved"), [(1, 0.3, 0.5), (40, 0.01, 0.3), (700, 0.002, 0.02), (700, 0.2, 0.9)])
+def test_the_trinomial_tail_is_that_of_the_sum(n, limit, moved):
+    loss = np.random.default_rng(n).choice([-1.0, 0.0, 1.0], p=[0.4 * moved, 1 - moved, 0.6 * moved], size=(n, 5))
+    got = trinomial_p(loss, limit, 0.05)
+    for column, p in zip(loss.T, got, strict=True):
+        upper = max(limit, chernoff_upper(np.abs(column).sum() / n, n, NUISANCE * 0.05))
+        tails = []
+        for d in np.geomspace(limit, upper, 200):
+            mass = np.ones(1)
+            for _ in range(n):
+                mass = np.convolve(mass, [(d - limit) / 2, 1 - d, (d + limit) / 2])
+            tails.append(mass[: int(column.sum()) + n + 1].sum())
+        assert max(tails) + NUISANCE * 0.05 - 1e-9 <= p <= max(1.3 * max(tails), 1e-6) + NUISANCE * 0.05 + 2e-9 or p == 1.0
 
 
 def test_conformal_risk_control_bounds_the_mean():
@@ -237,3 +252,14 @@ def test_a_watched_network_falls_back_under_shift_and_not_without(trained):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def test_the_drift_evidence_is_the_mixture_of_bets():
+    said = np.random.default_rng(3).random(200) < 0.05
+    test, stakes, limit = DriftTest(0.02), np.array([0.1, 0.3, 0.6]), 0.02
+    for t, value in enumerate(said, 1):
+        test.observe(value)
+        pays = np.where(said[:t, None], 1 + stakes * (1 - limit) / limit, 1 - stakes)
+        begun = range(0, t, 32)
+        worth = sum(np.prod(pays[s:], axis=0).mean() / ((j + 1) * (j + 2)) for j, s in enumerate(begun))
+        assert test.evidence == pytest.approx(worth + 1 / (len(begun) + 1), rel=1e-9)

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.papers import SYSTEMS, daisy, distree, hierarchical, jei_dnn, main, system
+from benchmarks.papers import SYSTEMS, daisy, dimee, distree, guarantee, hierarchical, jei_dnn, main, real, system, watch
 from benchmarks.papers.common import Row, append, at_thresholds, budget_rule, mean_and_error, paired_interval, read
 from benchmarks.papers.page import write
 from fastee.errors import FasteeError
@@ -83,6 +84,152 @@ def test_distree_verdicts(saving, loss, want):
     assert distree.verdict(team_rows(saving, loss))[0] == want
 
 
+def pool_rows(pools, cascade, drop=0.002, low=-0.004):
+    rows = []
+    for seed in range(2):
+        about = {"low": low, "high": 0.0, "routed_right": 0.5, "majority": 0.6}
+        rows.append(Row("dimee", "quick", seed, "all-cloud", "baseline", 0.9, 1.0))
+        for method in (dimee.POOLS, dimee.CASCADE, "SplitEE (bandit)", "DeeBERT (entropy)", "PABEE (patience)", dimee.FREE, dimee.OURS, dimee.STRICT):
+            rows.append(Row("dimee", "quick", seed, method, "baseline", 0.9 - drop, pools, None, about))
+        for rule in (dimee.CASCADE, dimee.RANDOM, dimee.MAJORITY):
+            rows += [Row("dimee", "quick", seed, f"{rule}, curve", "baseline", a, c, c) for a, c in ((0.8, 0.1), (0.9 - drop, cascade), (0.9, 1.1))]
+    return rows
+
+
+@pytest.mark.parametrize(("rows", "want"), [
+    (pool_rows(0.5, 0.6), "reproduced"), (pool_rows(0.5, 0.4), "direction only"), (pool_rows(0.7, 0.8), "not reproduced"),
+    (pool_rows(0.5, 0.6, drop=0.004), "not reproduced"), (pool_rows(0.5, 0.6, low=-0.007), "not reproduced"),
+])  # fmt: skip
+def test_dimee_verdicts(rows, want):
+    assert dimee.verdict(rows)[0] == want
+
+
+def told(n=3000, layers=6, seed=0):
+    """Two classes; a later layer is surer and more often right."""
+    rng = np.random.default_rng(seed)
+    y, ease = rng.integers(0, 2, n), rng.normal(1, 1, n)
+    margin = (2 * y - 1)[:, None] * (ease[:, None] * np.linspace(0.6, 2, layers) + 0.6 * rng.normal(size=(n, layers)))
+    embedding = np.column_stack([ease, rng.normal(size=n)])
+    return real.Said(np.stack([-margin, margin], 2).astype(np.float32), y, embedding, np.arange(1, layers + 1) / layers)
+
+
+def test_dimee_rows():
+    val, test = told(seed=1), told(seed=2)
+    rows = {(r.method, r.point): r for r in dimee.judged("quick", 0, val, test)}
+    of = lambda method: rows[method, None]
+    full = of("all-cloud")
+    assert full.cost == pytest.approx(1.0) and full.accuracy == pytest.approx(test.right[:, -1].mean()) and (full.extra["low"], full.extra["high"]) == (0.0, 0.0)
+    assert of("mobile only").cost == pytest.approx(0.4 / 1.7) and of("edge only").cost == pytest.approx(1.1 / 1.7)
+    assert dimee.layered().tolist() == pytest.approx([0.2, 0.4, 0.9, 1.1, 1.8, 2.0])  # as path_cost: 0.4 | + 0.3 | + 0.3 + 0.5
+    # All-easy routing is the cascade: its cost is that of the climb to the tier that was sure.
+    alpha = of(dimee.CASCADE).extra["alpha"]
+    p = test.stats("max_prob")
+    end = np.where(p[:, 1] >= alpha, 1, np.where(p[:, 3] >= alpha, 3, 5))
+    assert of(dimee.CASCADE).cost == pytest.approx(dimee.layered()[end].mean() / 1.7)
+    assert of(dimee.CASCADE).accuracy == pytest.approx(test.right[np.arange(len(end)), end].mean())
+    assert {m for m, point in rows if point is not None} == {f"{r}, curve" for r in (dimee.POOLS, dimee.CASCADE, dimee.RANDOM, dimee.MAJORITY)}
+    assert of(dimee.FREE).cost <= of("DeeBERT (entropy)").cost + 0.02  # one threshold per exit holds every shared one; the rows that judge are others
+
+
+def test_patience_and_the_bandit():
+    assert dimee.patience(np.array([[0, 0, 1, 1, 1, 1]])).tolist() == [[0, 1, 0, 1, 2]]
+    said = told(2000)
+    hit, cost = dimee.splitee(said, 0.8)
+    legal = {round(0.2 * i, 6) for i in range(1, 7)} | {1.7}
+    assert set(np.round(cost, 6)) <= legal and hit[cost > 1.65].tolist() == said.right[cost > 1.65, -1].tolist()
+    never, all_cloud = dimee.splitee(said, 1.1)
+    assert (all_cloud[6:] >= 1.2 - 1e-9).all() and never.tolist() == said.right[:, -1].tolist()
+
+
+def test_the_greedy_grid_keeps_the_drop_and_every_exit_saves():
+    said = told(4000)
+    score, right = said.stats("max_prob")[:, :-1], said.right
+    found = guarantee.greedy_grid(score, right, said.cost)
+    assert all(t in (*guarantee.PROBABILITIES, math.inf) for t in found) and any(t < math.inf for t in found)
+    spent, drop = guarantee.judge(score, right, said.cost, found)
+    assert drop <= guarantee.MAX_DROP and spent < said.cost[-1]
+    assert spent >= guarantee.judge(score, right, said.cost, guarantee.shared_grid(score, right, said.cost))[0] - 0.2
+
+
+def test_guarantee_trials(monkeypatch):
+    monkeypatch.setattr(guarantee, "TRIALS", 10)
+    said = told(3000)
+
+    class Quiet:
+        def print(self, _):
+            pass
+
+    rows = {r.method: r for r in guarantee.trials("quick", (said.stats("max_prob")[:, :-1], said.right, said.cost), 0.5, 0, Quiet())}
+    assert rows["ltt"].extra["rows"] == 1500 and rows["ltt"].extra["trials"] == 10 and rows["crc (in expectation)"].extra["trials"] == 1
+    assert rows["ltt"].accuracy >= 0.8 and rows["known answers"].cost < rows["ltt"].cost < said.cost[-1] and rows["ltt"].extra["drop"] < 0.01
+
+
+def alarm_rows(films, tweets, false):
+    rows = []
+    for rate in watch.RATES:
+        rows.append(Row("watch", "quick", 0, "films", "ours", films, 0.5, rate, {"rang": false, "passed": 0.0, "disagree": 0.01}))
+        rows.append(Row("watch", "quick", 0, "films -> tweets", "ours", tweets, 0.5, rate, {"rang": 1.0, "passed": 1.0, "disagree": 0.1}))
+    return rows
+
+
+@pytest.mark.parametrize(("tweets", "false", "want"), [(0.96, 0.01, "reproduced"), (0.9, 0.01, "direction only"), (1.0, 0.02, "not reproduced")])
+def test_watch_verdicts(tweets, false, want):
+    assert watch.verdict(alarm_rows(0.99, tweets, false))[0] == want
+
+
+def test_the_alarm_rings_at_the_audit_that_proves_it():
+    stream = np.zeros(4000, bool)
+    stream[2000:] = True
+    at = watch.first_alarm(stream, np.arange(0, 4000, 10))
+    assert 2000 < at < 2300 and at % 10 == 0 and watch.first_alarm(~stream[:0], np.arange(0)) == 0
+    assert watch.first_alarm(np.zeros(4000, bool), np.arange(4000)) == 4000
+
+
+def test_batches_of_sentences_and_images():
+    ids = [[1] * (1 + i % 7) for i in range(500)]
+    plain = real.Sentences(ids, np.arange(500), size=64)
+    rows = [r for (_, _), y in plain for r in y.tolist()]
+    assert sorted(rows) == list(range(500)) == sorted(torch.cat(plain.rows()).tolist()) and len(plain) == len(list(plain)) == 8
+    for (x, mask), y in plain:
+        assert mask.sum(1).tolist() == [1 + i % 7 for i in y.tolist()] and (x == mask).all()
+    part = real.Sentences(ids, np.arange(500), size=64, share=0.3)
+    torch.manual_seed(0)
+    one, other = ([r for _, y in part for r in y.tolist()] for _ in range(2))
+    assert len(set(one)) == 150 and set(one) != set(other) and len(part) == 3
+    x = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    (a, _), (b, _) = (next(iter(real.Images(x, np.zeros(20, np.int64), share=s))) for s in (None, 1.0))
+    assert a.shape == b.shape == (20, 3, 32, 32) and not torch.equal(a, b) and torch.equal(a, real.pixels(x))
+    assert a.amax() <= (1 - 0.406) / 0.225 + 1e-5 and a.amin() >= -0.485 / 0.229 - 1e-5
+
+
+def test_what_was_made_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTEE_CACHE", str(tmp_path / "deep" / "cache"))
+    made = []
+
+    def make(rows):
+        made.append(rows.start)
+        return {"a": np.arange(rows.start, min(rows.stop, 6000))}
+
+    for _ in range(2):
+        assert real._in_parts("x", 6000, make)["a"].tolist() == list(range(6000))
+    assert made == [0, 2500, 5000]
+    monkeypatch.setenv("FASTEE_DATA", str(tmp_path / "none"))
+    with pytest.raises(FasteeError, match="FASTEE_DATA: expected the folder of the experiments' data sets, got '.*none'"):
+        real.data()
+
+
+def test_a_given_resnet_is_the_published_shape():
+    with torch.no_grad():
+        net = real.CifarResNet(9).eval()
+        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(p.numel() for p in net.parameters()) == 853_018  # 0.85 M, table 6 of arXiv 1512.03385
+    block = real.Block(4, 8, 2)
+    for p in block.parameters():
+        torch.nn.init.zeros_(p)
+    x = torch.rand(1, 4, 6, 6)
+    assert torch.equal(block.eval()(x)[:, 2:6], x[:, :, ::2, ::2]) and not block(x)[:, [0, 1, 6, 7]].any()
+
+
 def test_rows_are_kept_and_the_last_one_counts(tmp_path):
     path = tmp_path / "sub" / "papers.jsonl"
     append(path, team_rows(0.1, 0.0))
@@ -100,6 +247,7 @@ def test_the_page_holds_every_method_and_verdict(tmp_path):
     for text in ("**direction only**", "**reproduced**", distree.DELTA, distree.PUBLISHED, "| max_prob, budget rule | official code | 0.2 |", "3 seeds"):
         assert text in page
     assert page.count("## ") == 2
+    assert (tmp_path / "papers" / "jei_dnn-quick.svg").read_text().count("<path") > 20 and "(papers/distree-quick.svg)" in page
 
 
 def test_systems(capsys):
@@ -108,3 +256,5 @@ def test_systems(capsys):
     assert all(name in shown for name in SYSTEMS)
     with pytest.raises(FasteeError, match="papers: expected one of .*, got 'jei', did you mean 'jei_dnn'"):
         system("jei")
+    with pytest.raises(FasteeError, match="papers: expected one of sst2, clinc150, cifar10, got 'sst', did you mean 'sst2'"):
+        main("prepare", ["sst"], False, None)
