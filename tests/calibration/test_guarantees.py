@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastee
 from fastee.calibration import DriftTest, reliability, temperature, thresholds, watch
-from fastee.calibration.risk import NUISANCE, binomial_tail, chernoff_upper, conformal_risk, hoeffding_bentkus_p, p_values, trinomial_p, upper_bound
+from fastee.calibration.risk import (
+    NUISANCE,
+    binomial_tail,
+    chernoff_upper,
+    conformal_risk,
+    hoeffding_bentkus_p,
+    p_values,
+    trinomial_p,
+    upper_bound,
+)
 
 COST = [0.3, 0.6, 1.0]
 

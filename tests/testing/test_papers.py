@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.papers import SYSTEMS, daisy, dimee, distree, guarantee, hierarchical, jei_dnn, main, real, system, watch
+from benchmarks.papers import (
+    SYSTEMS,
+    daisy,
+    dimee,
+    distree,
+    guarantee,
+    hierarchical,
+    jei_dnn,
+    main,
+    real,
+    system,
+    watch,
+)
 from benchmarks.papers.common import Row, append, at_thresholds, budget_rule, mean_and_error, paired_interval, read
 from benchmarks.papers.page import write
 from fastee.errors import FasteeError
