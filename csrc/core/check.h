@@ -21,7 +21,7 @@ template <typename T>
 T* bytes_of(const DLTensor& t) { return reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset); }
 
 inline int64_t stride(const DLTensor& t, int dim) {
-  if (t.strides) return t.strides[dim];
+  if (t.strides && t.shape[0] != 0) return t.strides[dim];  // without rows there is no layout: numpy gives such an array strides of 0
   int64_t s = 1;
   for (int i = t.ndim - 1; i > dim; --i) s *= t.shape[i];
   return s;
