@@ -34,11 +34,13 @@ _PUBLIC = {
     "spatial_cluster": "fastee.cluster",
     "student_cluster": "fastee.cluster",
     "Cluster": "fastee.cluster",
+    "export": "fastee.exporting",
+    "load_exported": "fastee.exporting",
     "explain": "fastee.dispatch",
     "doctor": "fastee.dispatch",
     "FasteeError": "fastee.errors",
 }
-_ROOMS = ("ops", "reference", "nn", "training", "calibration", "scheduling", "planning", "simulation", "cluster", "data", "report", "testing", "dispatch", "native", "errors")
+_ROOMS = ("ops", "reference", "nn", "training", "calibration", "scheduling", "planning", "simulation", "cluster", "exporting", "integrations", "data", "report", "testing", "dispatch", "native", "errors")
 
 __all__ = [*_PUBLIC, "ops", "calibration", "__version__"]
 

@@ -18,6 +18,10 @@ class CannotCut(FasteeError, ValueError):
     """The backbone cannot be cut at the asked place; the message names the place and the values that cross it."""
 
 
+class CannotExport(FasteeError, ValueError):
+    """A segment cannot be written in the asked format; the message names the segment, the node and the module's path."""
+
+
 class CannotCompile(FasteeError, ValueError):
     """numba cannot compile a user's rule or policy; the message names the construct and its line."""
 

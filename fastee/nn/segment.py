@@ -20,13 +20,14 @@ class Segment:
     """One part of the backbone: ``segment(backbone, constants, carry) -> carry``.
 
     It holds code only: every parameter and submodule is looked up in the backbone at each call, so ``.to()``,
-    ``load_state_dict`` and hooks of leaf modules work. ``source`` is the generated Python. It is pure: a carry entry
+    ``load_state_dict`` and hooks of leaf modules work. ``source`` is the generated Python, ``origins`` the path of the module in which
+    the backbone computes each of its variables. It is pure: a carry entry
     that the code would overwrite in place is copied first.
     """
 
-    def __init__(self, name: str, source: str, bindings: dict[str, Any], constants: tuple[str, ...], targets: tuple[str, ...]):
+    def __init__(self, name: str, source: str, bindings: dict[str, Any], constants: tuple[str, ...], targets: tuple[str, ...], origins: dict[str, str]):
         self.name, self.source, self.bindings = name, source, bindings
-        self.constants, self.targets = constants, targets
+        self.constants, self.targets, self.origins = constants, targets, origins
         self.copies: tuple[int, ...] = ()
         self._build()
 
@@ -226,7 +227,8 @@ class Splitter:
         name = f"{number}" + (f" after {left.place}" if left else "")
         # torch.fx registers wrapped functions anew in front of the code; they are bound already, and the registry never forgets
         source = "\n".join(line for line in code.src.splitlines() if not line.startswith("torch.fx._symbolic_trace.wrap(")).strip() + "\n"
-        return Segment(name, source, dict(code.globals), tuple(used), targets)
+        origins = {new.name: _innermost(old) for old, new in env.items()}
+        return Segment(name, source, dict(code.globals), tuple(used), targets, origins)
 
     def _constants_of(self, body, outgoing, given) -> list[str]:
         seen, stack, used = set(given), [*body, *outgoing], []
@@ -240,6 +242,12 @@ class Splitter:
             if n.op != "placeholder":
                 stack.extend(n.all_input_nodes)
         return sorted(used)
+
+
+def _innermost(node: fx.Node) -> str:
+    """Return the path of the module in whose forward the node stands, "" for the backbone's own."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]).split("@")[0] if stack else ""
 
 
 def _reads_device(node: fx.Node) -> bool:

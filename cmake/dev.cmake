@@ -1,0 +1,11 @@
+# For C and C++ programs: `cmake --install build --component dev --prefix DIR`, then find_package(fastee) with CMAKE_PREFIX_PATH=DIR.
+set(FASTEE_DEV COMPONENT dev EXCLUDE_FROM_ALL)
+install(TARGETS fastee LIBRARY DESTINATION lib ${FASTEE_DEV})
+install(TARGETS fastee_sched ARCHIVE DESTINATION lib ${FASTEE_DEV})
+install(DIRECTORY csrc/include/fastee DESTINATION include ${FASTEE_DEV})
+install(FILES csrc/runner/runner.h DESTINATION include/fastee ${FASTEE_DEV})
+install(DIRECTORY csrc/runner csrc/sched DESTINATION src/fastee ${FASTEE_DEV})
+install(FILES cmake/fasteeConfig.cmake DESTINATION lib/cmake/fastee ${FASTEE_DEV})
+include(CMakePackageConfigHelpers)
+write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/fasteeConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/fasteeConfigVersion.cmake" DESTINATION lib/cmake/fastee ${FASTEE_DEV})

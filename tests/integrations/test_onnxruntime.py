@@ -1,0 +1,98 @@
+"""The onnxruntime session: equal to torch within 1e-4 with compaction, later segments really skipped, errors that name the place."""
+
+import math
+
+import numpy as np
+import pytest
+import small_nets
+import torch
+from torch import nn
+
+import fastee
+from fastee.errors import CannotExport, CheckpointMismatch
+
+pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'fastee[onnx]'")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'fastee[onnx]'")
+
+from fastee.integrations.onnxruntime import Session  # noqa: E402
+
+TOKENS = {"input_ids": torch.arange(12 * 9).view(12, 9) % 50, "attention_mask": (torch.arange(9) < torch.arange(12)[:, None] % 7 + 3).long()}
+FAMILIES = {
+    "residual": (small_nets.ResNet, ["layer1", "layer2"], lambda: torch.randn(12, 3, 16, 16), {}),
+    "transformer": (small_nets.ViT, ["blocks.1"], lambda: torch.randn(12, 3, 16, 16), {}),
+    "encoder": (small_nets.Encoder, ["layers.0"], lambda: TOKENS, {"pool": "mean_tokens", "mask": "attention_mask"}),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    torch.manual_seed(0)
+    make, exits, example, options = FAMILIES[request.param]
+    x = example()
+    net = fastee.attach(make(), exits=exits, example=x, **options).eval()
+    with torch.no_grad():
+        u = net.exit_step(0, net.run_segment(0, net.inputs.flat(x))).confidence.sort().values
+    net.set_rule(thresholds=[float(u[5:7].mean()), *[math.inf] * (net.num_exits - 1)])
+    return net, x, fastee.export(net, tmp_path_factory.mktemp("onnx") / "net", format="onnx")
+
+
+def feed(x):
+    return {k: v.numpy() for k, v in x.items()} if isinstance(x, dict) else {"x": x.numpy()}
+
+
+def test_a_session_answers_like_the_network(family):
+    net, x, folder = family
+    session = Session(folder, net.fingerprint)
+    want, got = net(x), session(x)
+    assert 0 < int((want.exit == 0).sum()) < 12
+    assert got.exit.tolist() == want.exit.tolist() and got.label.tolist() == want.label.tolist()
+    assert torch.allclose(got.logits, want.logits, atol=1e-4, rtol=0)
+    logits, label, confidence, exit_ = session.run(None, feed(x))
+    assert np.array_equal(logits, got.logits.numpy()) and np.array_equal(exit_, got.exit.numpy())
+    assert [a.dtype for a in (logits, label, confidence)] == [np.float32, np.int64, np.float32]
+    for rows in (1, 5):
+        part = {k: v[:rows] for k, v in x.items()} if isinstance(x, dict) else x[:rows]
+        assert torch.allclose(session(part).logits, want.logits[:rows], atol=1e-4, rtol=0)
+
+
+def test_what_left_runs_no_further(family):
+    net, x, folder = family
+    session, rows = Session(folder), []
+    for i, (run, names) in enumerate(session._sessions):
+        session._sessions[i] = (lambda out, f, i=i, run=run: rows.append((i, len(next(iter(f.values()))))) or run(out, f), names)
+    stay = int((net(x).exit > 0).sum())
+    session(x)
+    assert rows == [(0, 12), *((i, stay) for i in range(1, net.num_segments))]
+    rows.clear()
+    session.set_rule(thresholds=[0.0] + [math.inf] * (net.num_exits - 1))(x)
+    assert rows == [(0, 12)]
+
+
+def test_folders_of_another_network_or_kind_are_refused(family, tmp_path):
+    net, _, folder = family
+    with pytest.raises(CheckpointMismatch, match="exported from the network"):
+        Session(folder, "f" * 32)
+    with pytest.raises(CheckpointMismatch, match="kind 'onnx' does not run here"):
+        fastee.load_exported(folder)
+    with pytest.raises(ValueError, match=r"names: expected some of .* got \['probabilities'\]"):
+        Session(folder).run(["probabilities"], {})
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.stage, self.last = nn.Linear(4, 8), nn.Sequential(nn.ReLU(), Bessel()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.stage(self.first(x)))
+
+
+def test_an_unknown_operator_is_named_with_its_module(tmp_path):
+    net = fastee.attach(Deep(), exits=["first"], example=torch.randn(2, 4)).eval()
+    with pytest.raises(CannotExport, match=r"segment 1 \(after 'first' to the end\): no ONNX operator for node 'bessel_j0' \(.*\) of module 'stage\.1'"):
+        fastee.export(net, tmp_path / "net", format="onnx")
