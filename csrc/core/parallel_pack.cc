@@ -19,6 +19,20 @@ int64_t for_ranges(int64_t rows, double work_per_row, int most, F f) {
   for_rows(rows, work_per_row, size, size, [&](int64_t first, int64_t last) { f(first / size, first, last); });
   return size;
 }
+
+// Quantised rows and their scales shared out; `skip` moves the floats' side of `args` on by as many rows.
+template <typename Args, typename Skip>
+void for_quantized(const Args& args, void (*kernel)(const Args&), Skip skip) {
+  const int64_t groups = args.group ? args.row / args.group : 0;
+  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
+    Args a = args;
+    a.rows = last - first;
+    a.data += first * a.data_stride;
+    if (a.scale) a.scale += first * groups;
+    skip(a, first);
+    kernel(a);
+  });
+}
 }  // namespace
 
 void mean_entropy(const cpu::MeanEntropyArgs& args) {
@@ -45,29 +59,11 @@ void feature_delta(const cpu::FeatureDeltaArgs& args) {
 }
 
 void quantize_rows(const cpu::QuantizeArgs& args) {
-  const cpu::Kernels& k = cpu::kernels();
-  const int64_t groups = args.group ? args.row / args.group : 0;
-  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
-    cpu::QuantizeArgs a = args;
-    a.x = past_elements(a.x, a.element, first * a.row_stride);
-    a.rows = last - first;
-    a.data += first * a.data_stride;
-    if (a.scale) a.scale += first * groups;
-    k.quantize_rows(a);
-  });
+  for_quantized(args, cpu::kernels().quantize_rows, [](cpu::QuantizeArgs& a, int64_t rows) { a.x = past_elements(a.x, a.element, rows * a.row_stride); });
 }
 
 void dequantize_rows(const cpu::DequantizeArgs& args) {
-  const cpu::Kernels& k = cpu::kernels();
-  const int64_t groups = args.group ? args.row / args.group : 0;
-  for_rows(args.rows, static_cast<double>(args.row), 1, kAnyLength, [&](int64_t first, int64_t last) {
-    cpu::DequantizeArgs a = args;
-    a.data += first * a.data_stride;
-    a.rows = last - first;
-    a.out += first * a.out_stride;
-    if (a.scale) a.scale += first * groups;
-    k.dequantize_rows(a);
-  });
+  for_quantized(args, cpu::kernels().dequantize_rows, [](cpu::DequantizeArgs& a, int64_t rows) { a.out += rows * a.out_stride; });
 }
 
 int64_t exit_pack(const cpu::HeadArgs& args, const Packing& to) {
@@ -122,7 +118,7 @@ int64_t pack_planes(const uint8_t* values, int element, int64_t count, uint8_t* 
     const uint32_t units = static_cast<uint32_t>(at / 4);
     std::memcpy(offsets + 4 * block, &units, 4);
   };
-  const int ranges = num_threads();
+  const int ranges = kPieces * num_threads();
   std::vector<int64_t> packed(static_cast<size_t>(ranges));
   const int64_t size = for_ranges(blocks, 4.0 * cpu::kPlaneBlock, ranges, [&](int64_t range, int64_t first, int64_t last) {
     int64_t at = 0;

@@ -61,6 +61,7 @@ class Pool {
   void run(Job& job, int threads) {
     grow(threads - 1);
     job.seats = threads - 1;
+    part_from(sched_getcpu());
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
@@ -80,14 +81,36 @@ class Pool {
   std::atomic<bool> taken{false};
 
  private:
-  void grow(int wanted) {  // only the one call that has the pool comes here
+  struct Worker {
+    pthread_t thread{};
+    std::atomic<int> core{-1};  // where it fell asleep
+  };
+
+  // Only the one call that has the pool comes here, as into grow(). Linux wakes a sleeper on the core where it fell asleep and, with both
+  // cores of two busy of late, looks for no idle one: a worker that once lay on the caller's core waited there behind the caller, call
+  // after call, 7 ms of an 11 ms share (Zen 4, Linux 6.18). Such a worker is sent to the other cores that the caller may use.
+  void part_from(int core) {
+    for (int i = 0; i < size_; ++i) {
+      Worker& worker = workers_[i];
+      if (worker.core.load(std::memory_order_relaxed) != core) continue;
+      cpu_set_t others;
+      if (sched_getaffinity(0, sizeof others, &others) != 0) return;
+      CPU_CLR(core, &others);
+      if (CPU_COUNT(&others)) pthread_setaffinity_np(worker.thread, sizeof others, &others);
+    }
+  }
+
+  void grow(int wanted) {
     while (size_ < wanted) {
       sigset_t all, before;
       sigfillset(&all);
       pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the program's, not the workers'
       bool made = true;
       try {
-        std::thread([this] { live(); }).detach();
+        Worker& worker = workers_[size_];
+        std::thread thread([this, &worker] { live(worker); });
+        worker.thread = thread.native_handle();
+        thread.detach();
       } catch (const std::exception&) {
         made = false;  // no more threads to be had: the call runs on those that there are
       }
@@ -97,10 +120,11 @@ class Pool {
     }
   }
 
-  [[noreturn]] void live() {
+  [[noreturn]] void live(Worker& self) {
     inside = true;
     uint64_t seen = 0;
     for (;;) {
+      self.core.store(sched_getcpu(), std::memory_order_relaxed);
       spin_until([&] { return generation_.load(std::memory_order_relaxed) != seen; });
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
@@ -121,6 +145,7 @@ class Pool {
   Job* job_ = nullptr;                    // under mutex_
   std::atomic<uint64_t> generation_{0};  // written under mutex_, read by those who spin
   std::atomic<int> active_{0};           // workers inside the job; likewise
+  Worker workers_[kMostThreads];
   int size_ = 0;
 };
 

@@ -13,10 +13,11 @@ constexpr int kMostThreads = 1024;
 // Call body(context, block) for every block of [0, blocks) on up to `threads` threads; returns when all are done.
 void run_blocks(int64_t blocks, int threads, void (*body)(void* context, int64_t block), void* context);
 
-// Work is counted in elements read once. The threshold is a judgement, not a measurement: 40 us of quantize_rows (0.08 ns an element)
-// or 75 us of row_stats (counted twice) on one Zen 5 thread, AVX-512, beside a futex wake-up of microseconds. The wake-up itself and the
-// gain of two threads were not measurable on the shared 2-core machine where this was written (torch's matmul gained nothing either).
+// Work is counted in elements read once: 512 Ki are 40 us of quantize_rows (0.08 ns an element) or 75 us of row_stats (counted twice) on
+// one Zen 5 thread, AVX-512. A worker that sleeps starts 40 to 65 us after it is called (Zen 4, a virtual machine whose idle cores are
+// halted), so a thread's share is cut into pieces: who comes late finds work left, and who is done first waits for one piece at most.
 constexpr double kParallelWork = 512 << 10;
+constexpr int kPieces = 4;
 
 // Call f(first, last) on disjoint ranges that cover [0, rows), whole multiples of `grain` but for the last, in parallel when
 // rows * work_per_row is large. Ranges are no longer than `most` rows (>= grain) when split.
@@ -26,9 +27,9 @@ void for_rows(int64_t rows, double work_per_row, int64_t grain, int64_t most, F 
   int threads = work < kParallelWork || rows <= grain ? 1 : num_threads();
   if (threads > work / (kParallelWork / 2)) threads = static_cast<int>(work / (kParallelWork / 2));
   if (threads <= 1) return f(int64_t{0}, rows);
-  int64_t block = (rows + threads - 1) / threads;
-  if (block > most) block = most;
+  int64_t block = (rows + kPieces * threads - 1) / (kPieces * threads);
   block = (block + grain - 1) / grain * grain;
+  if (block > most) block = most < grain ? grain : most / grain * grain;
   struct Call {
     F& f;
     int64_t rows, block;

@@ -60,7 +60,8 @@ FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t f
   const int64_t classes = round16(a.classes < kClassTile ? a.classes : kClassTile);
   float *tile_memory = memory, *packed = memory + rows * classes, *panel = packed + rows * packed_row(a.x.features);
   if (panels) pack_rows(features, rows, fs, a.x.features, packed);
-  for (int64_t c = 0; c < a.classes; c += kClassTile) {
+  const int64_t end = a.states && a.last_tile * kClassTile < a.classes ? a.last_tile * kClassTile : a.classes;
+  for (int64_t c = a.states ? a.first_tile * kClassTile : 0; c < end; c += kClassTile) {
     const int64_t n = a.classes - c < kClassTile ? a.classes - c : kClassTile;
     float* z = a.logits ? a.logits + first * a.classes + c : tile_memory;
     const int64_t zs = a.logits ? a.classes : round16(n);
@@ -69,14 +70,28 @@ FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t f
     with_weight(a.weight_element, [&]<typename T>(const T*) FASTEE_LAMBDA {
       const T* w = static_cast<const T*>(a.weight) + c * a.weight_stride;
       if (whole) linear_panels(packed, rows, w, whole, a.weight_stride, a.x.features, finish, z, zs, panel);
-      if (whole < n) linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, finish.from(whole), z + whole, zs, lanes);
+      if (whole < n)
+        linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, prefetch_distance<T>(a.classes, a.weight_stride),
+               finish.from(whole), z + whole, zs, lanes);
     });
     for (int64_t r = 0; r < rows; ++r) {
       const State s = tile_state<Second>(z + r * zs, n, a.inverse_temperature);
-      states[r] = c ? merge(states[r], s, c) : s;
+      if (a.states)
+        a.states[c / kClassTile * a.x.rows + first + r] = s;
+      else
+        states[r] = c ? merge(states[r], s, c) : s;
     }
   }
+  if (a.states) return;
   for (int64_t r = 0; r < rows; ++r) write(a, first + r, finish(states[r], Second));
+}
+
+static void finish_head(const HeadArgs& a) {
+  for (int64_t b = 0; b < a.x.rows; ++b) {
+    State s = a.states[b];
+    for (int64_t t = 1; t * kClassTile < a.classes; ++t) s = merge(s, a.states[t * a.x.rows + b], t * kClassTile);
+    write(a, b, finish(s, a.entropy_p2));
+  }
 }
 
 static void exit_head(const HeadArgs& a) {

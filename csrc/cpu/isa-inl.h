@@ -12,7 +12,7 @@ namespace fastee::cpu {
 #define FASTEE_STRING(x) FASTEE_STRING_(x)
 #define FASTEE_KERNELS                                                                                                    \
   {                                                                                                                       \
-    FASTEE_STRING(FASTEE_ISA), FASTEE_ISA::pool, FASTEE_ISA::exit_head, FASTEE_ISA::row_stats, FASTEE_ISA::mean_entropy, FASTEE_ISA::feature_delta, FASTEE_ISA::compact, \
+    FASTEE_STRING(FASTEE_ISA), FASTEE_ISA::pool, FASTEE_ISA::exit_head, FASTEE_ISA::finish_head, FASTEE_ISA::row_stats, FASTEE_ISA::mean_entropy, FASTEE_ISA::feature_delta, FASTEE_ISA::compact, \
         FASTEE_ISA::quantize_rows, FASTEE_ISA::dequantize_rows, FASTEE_ISA::pack_planes, FASTEE_ISA::unpack_planes                                                           \
   }
 }  // namespace fastee::cpu

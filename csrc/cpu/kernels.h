@@ -18,6 +18,13 @@ struct Activation {
   int64_t mask_stride;
 };
 
+// The mergeable state of a row's logits, or of one tile of them: fp32 sums relative to the top.
+struct RowState {  // trivial, so that an array of them costs nothing until used
+  float top, top2, s, t, s2, t2;
+  int64_t arg;
+  bool bad;  // NaN or +inf seen
+};
+
 struct HeadArgs {
   Activation x;
   bool direct;  // fp32, no pool and contiguous features: the rows are the features
@@ -36,6 +43,10 @@ struct HeadArgs {
   float *max_prob, *margin, *entropy, *lse, *entropy_p2, *confidence, *logits;
   uint8_t* exits;
   float* scratch;  // head_scratch(...) floats
+  // A head shared out by classes: exit_head leaves the states of tiles [first_tile, last_tile) here, [tiles, rows], and writes nothing but
+  // logits; finish_head merges and writes. Null: all tiles, merged and written at once.
+  RowState* states;
+  int64_t first_tile, last_tile;
 };
 
 struct RowStatsArgs {
@@ -90,6 +101,7 @@ struct Kernels {
   const char* name;
   void (*pool)(const Activation& x, float* out, int64_t out_stride);
   void (*exit_head)(const HeadArgs& args);
+  void (*finish_head)(const HeadArgs& args);
   void (*row_stats)(const RowStatsArgs& args);
   void (*mean_entropy)(const MeanEntropyArgs& args);
   void (*feature_delta)(const FeatureDeltaArgs& args);

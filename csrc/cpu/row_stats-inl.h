@@ -5,11 +5,7 @@
 
 namespace fastee::cpu::FASTEE_ISA {
 
-struct State {  // trivial, so that an array of them costs nothing until used
-  float top, top2, s, t, s2, t2;
-  int64_t arg;
-  bool bad;  // NaN or +inf seen
-};
+using State = RowState;
 
 template <bool Second, typename T>
 FASTEE_PIECE State tile_state(const T* z, int64_t n, float inverse_temperature) {

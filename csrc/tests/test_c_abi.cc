@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "fastee/fastee.h"
+#include "tensor.h"
 
 namespace {
 constexpr unsigned char kGuard = 0xa5;
@@ -27,15 +27,6 @@ struct Guarded {
   }
   size_t n;
   std::vector<unsigned char> raw;
-};
-
-struct Tensor {
-  Tensor(void* data, std::vector<int64_t> shape, uint8_t code = kDLFloat, uint8_t bits = 32) : shape(std::move(shape)) {
-    t = {data, {kDLCPU, 0}, static_cast<int32_t>(this->shape.size()), {code, bits, 1}, this->shape.data(), nullptr, 0};
-  }
-  const DLTensor* operator&() { return &t; }
-  std::vector<int64_t> shape;
-  DLTensor t;
 };
 
 bool says(const char* part) { return std::string(fastee_last_error()).find(part) != std::string::npos; }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "check.h"
-#include "fastee/fastee.h"
+#include "tensor.h"
 
 namespace {
 struct Sum {  // FNV-1a
@@ -38,15 +38,6 @@ std::vector<float> values(Random& random, int64_t n) {
   for (float& f : v) f = random.value();
   return v;
 }
-
-struct Tensor {
-  Tensor(void* data, std::vector<int64_t> sizes, uint8_t code = kDLFloat, uint8_t bits = 32) : shape(std::move(sizes)) {
-    t = {data, {kDLCPU, 0}, static_cast<int32_t>(shape.size()), {code, bits, 1}, shape.data(), nullptr, 0};
-  }
-  const DLTensor* operator&() { return &t; }
-  std::vector<int64_t> shape;
-  DLTensor t;
-};
 
 std::vector<std::string> lines;
 void line(const std::string& name, const Sum& s) {

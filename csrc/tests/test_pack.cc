@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "check.h"
-#include "fastee/fastee.h"
+#include "tensor.h"
 
 namespace {
 constexpr unsigned char kGuard = 0xa5;
@@ -22,15 +22,6 @@ struct Guarded {
     return true;
   }
   std::vector<unsigned char> raw;
-};
-
-struct Tensor {
-  Tensor(void* data, std::vector<int64_t> shape, DLDataType type = {kDLFloat, 32, 1}) : shape(std::move(shape)) {
-    t = {data, {kDLCPU, 0}, static_cast<int32_t>(this->shape.size()), type, this->shape.data(), nullptr, 0};
-  }
-  const DLTensor* operator&() { return &t; }
-  std::vector<int64_t> shape;
-  DLTensor t;
 };
 
 bool says(const char* part) { return std::string(fastee_last_error()).find(part) != std::string::npos; }

@@ -5,33 +5,15 @@
 #include <vector>
 
 #include "check.h"
-#include "sched/scheduler.h"
+#include "world.h"
 
 using namespace fastee::sched;
 
 namespace {
 
 Config world(const char* policy, int node) {
-  Config c;
-  c.segments = 4;
-  c.nodes = 3;
-  c.codecs = 2;
-  c.batch_sizes = {1, 8};
-  c.mean.assign(24, 1e-3);
-  c.spread.assign(24, 1e-4);
-  c.wire_bytes.assign(8, 4096);
-  c.codec_seconds.assign(8, 1e-5);
-  c.bandwidth.assign(9, 1e8);
-  c.delay.assign(9, 1e-3);
-  c.hosts.assign(12, 1);
-  c.thresholds.assign(3, 0.8);
-  c.params.delta.assign(3, 0.5);
-  c.params.tiers = {0, 1, 2};
-  c.params.counts.assign(4, 1);
-  c.policy = policy;
+  Config c = equal_world(policy, 4, 512);
   c.node = node;
-  c.deadline = 20'000'000;
-  c.max_tasks = 512;
   return c;
 }
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "check.h"
-#include "fastee/fastee.h"
+#include "tensor.h"
 
 namespace {
 #if defined(__SANITIZE_THREAD__) || defined(FASTEE_EMULATED)
@@ -19,15 +19,6 @@ constexpr bool kFork = false;  // neither ThreadSanitizer nor qemu-user 7 follow
 #else
 constexpr bool kFork = true;
 #endif
-
-struct Tensor {
-  Tensor(void* data, std::vector<int64_t> sizes, uint8_t code = kDLFloat, uint8_t bits = 32) : shape(std::move(sizes)) {
-    t = {data, {kDLCPU, 0}, static_cast<int32_t>(shape.size()), {code, bits, 1}, shape.data(), nullptr, 0};
-  }
-  const DLTensor* operator&() { return &t; }
-  std::vector<int64_t> shape;
-  DLTensor t;
-};
 
 std::vector<float> values(int64_t n, uint64_t state) {
   std::vector<float> v(static_cast<size_t>(n));
@@ -51,6 +42,17 @@ std::string everything() {
   const fastee_head_out out{{label.data(), p.data(), margin.data(), h.data(), lse.data(), p2.data()}, confidence.data(), exits.data(), logits.data(), index.data(), &count};
   CHECK(fastee_exit_head(&tx, &head, &out, nullptr) == FASTEE_OK);
   keep(label), keep(p), keep(margin), keep(h), keep(lse), keep(p2), keep(confidence), keep(logits), keep(exits), keep(index);
+
+  constexpr int64_t kWide = 7000;  // few rows, many classes: shared out by tiles of classes
+  static auto wide = values(kWide * kFeatures, 3);
+  Tensor few(x.data(), {3, kFeatures, 1}), many(wide.data(), {kWide, kFeatures});
+  std::vector<float> all_logits(3 * kWide);
+  fastee_head_out wide_out = out;
+  wide_out.logits = all_logits.data();
+  head.weight = &many;
+  CHECK(fastee_exit_head(&few, &head, &wide_out, nullptr) == FASTEE_OK);
+  head.weight = &tw;
+  keep(label), keep(p), keep(margin), keep(h), keep(lse), keep(p2), keep(confidence), keep(all_logits), keep(exits), keep(index);
 
   CHECK(fastee_row_stats(&flat, 1.0f, &out.stats, nullptr) == FASTEE_OK);
   keep(label), keep(p), keep(margin), keep(h), keep(lse), keep(p2);

@@ -36,7 +36,8 @@ def large():
     frames, keep = torch.randn(9, 50, 3000, generator=g), torch.rand(9, 50, generator=g) < 0.5
     half = float(head.confidence.median())
     exits = [fastee.ops.exit_pack(v, weight, None, measure="entropy", threshold=half, format=f) for v, f in ((x, "int8"), (x, "int4"), (x.half(), "bf16"))]
-    return [*[p.data for p in packed], *[fastee.ops.unpack_planes(p) for p in packed], part, *[e.wire for e in exits], exits[0].index,
+    wide = fastee.ops.exit_head(x[:2], torch.randn(7001, 1024, generator=g).bfloat16(), None, pool="mean")  # shared out by classes
+    return [wide.label, wide.confidence, *list(wide.stats)[:5], *[p.data for p in packed], *[fastee.ops.unpack_planes(p) for p in packed], part, *[e.wire for e in exits], exits[0].index,
             fastee.ops.feature_delta(x, x.roll(1, 0)), fastee.ops.mean_entropy(frames), fastee.ops.mean_entropy(frames, keep), head.label, head.confidence, head.exits, head.index, head.logits, *list(head.stats)[:5], *list(fastee.ops.row_stats(x.flatten(1)))[:5],
             q.data, q.scale, fastee.ops.dequantize_rows(q), rows, into]  # fmt: skip
 

@@ -1,29 +1,14 @@
 // libFuzzer: any bytes in any format and grouping dequantise alike on every instruction set; what quantize_rows makes of any values
 // comes back within its step, and wrong sizes are refused.
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
-#include "fastee/fastee.h"
+#include "isas.h"
 
 namespace {
-[[noreturn]] void broken() { std::abort(); }
-
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  std::string all = fastee_isas();
-  for (size_t from = 0; from <= all.size();) {
-    const size_t to = std::min(all.find(',', from), all.size());
-    names.push_back(all.substr(from, to - from));
-    from = to + 1;
-  }
-  return names;
-}
-
 DLDataType type_of(int format) {
   static const DLDataType types[] = {{kDLInt, 8, 1}, {kDLUInt, 8, 1}, {kDLUInt, 8, 1}, {kDLBfloat, 16, 1}};
   return types[format];
@@ -32,9 +17,7 @@ DLDataType type_of(int format) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   if (size < 8) return 0;
-  // The best instruction set and one other, by turns: all four would halve the runs a second.
-  static const std::vector<std::string> all = isas();
-  const std::vector<std::string> names = {all[0], all[size % all.size()]};
+  const std::vector<std::string> names = two_isas(size);
   const int format = input[0] % 4;
   const int64_t rows = input[1] % 4, group = 1 + input[2] % 40, groups = 1 + input[3] % 5, row = group * groups;
   const int64_t width = format == FASTEE_INT4 ? (row + 1) / 2 : row, bytes = format == FASTEE_BF16 ? 2 * width : width;
@@ -53,7 +36,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   const DLTensor* scales = format == FASTEE_BF16 ? nullptr : &ts;
   std::vector<uint8_t> first;
   for (const std::string& name : names) {
-    if (fastee_select_isa(name.c_str()) != FASTEE_OK) broken();
+    select(name);
     std::vector<uint8_t> out(x.size());
     DLTensor to{at(out), {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, row_shape, nullptr, 0};
     if (fastee_dequantize_rows(&td, scales, f, asked, &to, nullptr) != FASTEE_OK) broken();
@@ -68,7 +51,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   }
   std::vector<uint8_t> packed_first, scale_first;
   for (const std::string& name : names) {
-    if (fastee_select_isa(name.c_str()) != FASTEE_OK) broken();
+    select(name);
     std::vector<uint8_t> packed(data.size()), s(scale.size()), out(x.size());
     DLTensor tx{at(x), {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, row_shape, nullptr, 0}, tp = td, tq = ts, to = tx;
     tp.data = at(packed), tq.data = at(s), to.data = at(out);

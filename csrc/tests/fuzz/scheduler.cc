@@ -3,36 +3,13 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "sched/scheduler.h"
+#include "../world.h"
 
 using namespace fastee::sched;
 
 namespace {
 
 constexpr const char* kPolicies[] = {"deadline", "threshold", "patience", "distree", "mdi_exit", "dimee", "splitee", "jei_gate", "daisy"};
-
-Config world(const char* policy) {
-  Config c;
-  c.segments = 3;
-  c.nodes = 3;
-  c.codecs = 2;
-  c.batch_sizes = {1, 8};
-  c.mean.assign(18, 1e-3);
-  c.spread.assign(18, 1e-4);
-  c.wire_bytes.assign(6, 4096);
-  c.codec_seconds.assign(6, 1e-5);
-  c.bandwidth.assign(9, 1e8);
-  c.delay.assign(9, 1e-3);
-  c.hosts.assign(9, 1);
-  c.thresholds.assign(2, 0.8);
-  c.params.delta.assign(2, 0.5);
-  c.params.tiers = {0, 1, 2};
-  c.params.counts.assign(3, 1);
-  c.policy = policy;
-  c.deadline = 20'000'000;
-  c.max_tasks = 8;
-  return c;
-}
 
 struct Bytes {
   const uint8_t* at;
@@ -52,7 +29,7 @@ struct Bytes {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes in{data, size};
-  Scheduler s(world(kPolicies[in.next<uint8_t>() % 9]));
+  Scheduler s(equal_world(kPolicies[in.next<uint8_t>() % 9], 3, 8));
   int64_t known[4] = {-1, -1, -1, -1};
   const auto task = [&] {
     const uint8_t pick = in.next<uint8_t>();

@@ -1,36 +1,13 @@
 // libFuzzer: any bytes are either refused or unpack, alike on every instruction set, and what unpacks is packed without loss.
-#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
-#include "fastee/fastee.h"
-
-namespace {
-[[noreturn]] void broken() { std::abort(); }
-
-void select(const std::string& isa) {
-  if (fastee_select_isa(isa.c_str()) != FASTEE_OK) broken();
-}
-
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  std::string all = fastee_isas();
-  for (size_t from = 0; from <= all.size();) {
-    const size_t to = std::min(all.find(',', from), all.size());
-    names.push_back(all.substr(from, to - from));
-    from = to + 1;
-  }
-  return names;
-}
-}  // namespace
+#include "isas.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
-  // The best instruction set and one other, by turns: all four would halve the runs a second.
-  static const std::vector<std::string> all = isas();
-  const std::vector<std::string> names = {all[0], all[size % all.size()]};
+  const std::vector<std::string> names = two_isas(size);
   // As they are: mostly refused. Behind the first byte taken as values: packed, damaged in one place, unpacked.
   const std::vector<uint8_t> bytes(input, input + size);
   auto unpack = [&](const std::vector<uint8_t>& packed, bool must) {
