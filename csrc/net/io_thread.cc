@@ -34,7 +34,9 @@ enum Option {
   kRouterMandatory = 33, kImmediate = 39, kCurveServer = 47, kCurvePublicKey = 48, kCurveSecretKey = 49, kCurveServerKey = 50, kZapDomain = 55,
   kRouterHandover = 56, kHandshakeIvl = 66, kHeartbeatIvl = 75, kHeartbeatTimeout = 77, kConnectTimeout = 79, kZapEnforceDomain = 93,
 };
-enum MonitorEvent : uint16_t { kDisconnected = 0x200, kHandshakeFailed = 0x800 | 0x2000 | 0x4000, kHandshakeSucceeded = 0x1000 };
+enum MonitorEvent : uint16_t { kDisconnected = 0x200, kHandshakeLost = 0x800, kHandshakeSucceeded = 0x1000, kHandshakeFailed = 0x800 | 0x2000 | 0x4000 };
+// A server that does not know this side's view of its key just hangs up, as does a peer that dies, or a proxy whose peer is dead, during the handshake.
+constexpr int kHangUps = 3;
 constexpr int kMaxSockets = 2;  // context option
 
 constexpr int kBulkWindow = 8, kControlWindow = 1000;
@@ -108,6 +110,7 @@ struct IoThread::Impl {
     int machine = 0, control_port = 0, bulk_port = 0;
     void *control = nullptr, *control_monitor = nullptr, *bulk = nullptr, *bulk_monitor = nullptr;
     bool connected = false, up = false, told = false;
+    int hang_ups = 0;
     int64_t seen = 0;
     uint64_t connection = 0;  // grows with every bulk connection
   };
@@ -562,6 +565,7 @@ struct IoThread::Impl {
   }
 
   void monitor(Peer& p, bool bulk, uint16_t what, int64_t now) {
+    if (what == kHandshakeLost && (config.public_key.empty() || ++p.hang_ups < kHangUps)) return;
     if (what & kHandshakeFailed) {
       ++counters.keys_refused;
       if (std::exchange(p.told, true)) return;  // it tries again ten times a second
@@ -573,7 +577,7 @@ struct IoThread::Impl {
       close_pair(p.bulk, p.bulk_monitor);
       open_bulk(p);
     } else if (what == kHandshakeSucceeded) {
-      p.connected = true, p.told = false, p.seen = 0;
+      p.connected = true, p.told = false, p.hang_ups = 0, p.seen = 0;
       if (!config.hello.empty()) put_json(Kind::kHello, p.name, p.machine, config.hello, nullptr, now);
       if (!beat_json.empty()) put_json(Kind::kHeartbeat, p.name, p.machine, beat_json, nullptr, now);
     } else if (what == kDisconnected) {

@@ -1,7 +1,10 @@
 """Both ends of the network, native and Python, held to one behaviour; the native one's frames held to the Python codec."""
 
+import contextlib
 import random
+import socket
 import struct
+import threading
 import time
 
 import google_crc32c
@@ -16,7 +19,7 @@ from fastee.cluster import codec as codecs
 from fastee.cluster.endpoint import Answered, Arrival, Complaint, Identity, Lost, PythonEndpoint, open_endpoint
 from fastee.cluster.frame import HEADER_BYTES, MAX_PAYLOAD, Flag, Frame, Kind, decode, encode
 from fastee.cluster.link import Link
-from fastee.cluster.messages import Refused, from_payload
+from fastee.cluster.messages import Ports, Refused, from_payload
 from fastee.cluster.transport import PeerEvent, ZmqTransport
 from fastee.errors import ClusterError, FrameError
 
@@ -248,6 +251,30 @@ def test_a_frame_is_on_the_link_as_long_as_the_link_says(kind, text, size):
         assert ends.client.bytes_to == {1: 11 * frame.nbytes}
     finally:
         ends.close()
+
+
+@needs_native
+def test_a_proxy_before_a_dead_machine_is_no_matter_of_keys():
+    """It takes the connection and hangs up, again and again: nothing that a process without keys need be told as a refusal."""
+    hung_up, end = [], make("native", Identity(CLIENT, 0, 9, MODEL, b"{}"))
+
+    def hang_up(server):
+        with contextlib.suppress(OSError):
+            while True:
+                server.accept()[0].close()
+                hung_up.append(time.monotonic())
+
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=hang_up, args=(server,), daemon=True).start()
+            port = server.getsockname()[1]
+            end.connect("n1", 1, "127.0.0.1", Ports(port, port))
+            seen, stop = [], time.monotonic() + 5
+            while len(hung_up) < 4 and time.monotonic() < stop:
+                seen += end.receive(0.05)
+        assert len(hung_up) >= 4 and not [item for item in seen if isinstance(item, Complaint)]
+    finally:
+        end.close()
 
 
 def test_waiting_ends_by_wake_and_by_time(ends):
