@@ -2,8 +2,8 @@
 
 #include <poll.h>
 #include <sched.h>
-#include <sys/timerfd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -30,7 +30,7 @@ enum Socket { kPair = 0, kRep = 4, kDealer = 5, kRouter = 6 };
 enum SendFlag { kDontWait = 1, kSendMore = 2 };
 enum PollFlag { kPollIn = 1 };
 enum Option {
-  kRoutingId = 5, kLinger = 17, kReconnectIvl = 18, kReconnectIvlMax = 21, kMaxMsgSize = 22, kSendHwm = 23, kReceiveHwm = 24, kLastEndpoint = 32,
+  kRoutingId = 5, kLinger = 17, kReconnectIvl = 18, kReconnectIvlMax = 21, kMaxMsgSize = 22, kSendHwm = 23, kReceiveHwm = 24, kFd = 14, kEvents = 15, kLastEndpoint = 32,
   kRouterMandatory = 33, kImmediate = 39, kCurveServer = 47, kCurvePublicKey = 48, kCurveSecretKey = 49, kCurveServerKey = 50, kZapDomain = 55,
   kRouterHandover = 56, kHandshakeIvl = 66, kHeartbeatIvl = 75, kHeartbeatTimeout = 77, kConnectTimeout = 79, kZapEnforceDomain = 93,
 };
@@ -43,6 +43,7 @@ constexpr int kBulkWindow = 8, kControlWindow = 1000;
 constexpr size_t kControlBytes = 4096;    // frames below it, tasks apart, have the control connection
 constexpr size_t kCopiedBytes = 1024;     // a payload below it is cheaper to copy than to keep
 constexpr int64_t kRetryNs = 1'000'000, kIdlePieceNs = 5'000'000'000, kListenerGoneNs = 5'000'000'000;
+constexpr int64_t kLeaseNs = 500'000;  // how long the consumer may be away before the thread drives; a task's way through a node is shorter
 constexpr int64_t kArmMarginNs = 500'000;  // a timer's lateness and the way through two processes
 constexpr int64_t kFramesOfAPeer = 16384;  // control frames that the consumer has not taken
 
@@ -116,6 +117,7 @@ struct IoThread::Impl {
   };
   enum class Source { kRouterControl, kRouterBulk, kControl, kBulk, kControlMonitor, kBulkMonitor, kZap };
   struct Watched {
+    void* socket;
     Source source;
     Peer* peer;
   };
@@ -131,12 +133,13 @@ struct IoThread::Impl {
   void* context;
   void *zap = nullptr, *router[2] = {nullptr, nullptr};
   Queue<Command> commands;
-  Bell bell;
+  std::mutex work;  // whoever touches a socket or any of the below holds it, and never while asleep
   std::atomic<bool> stopping{false};
-  int timer_fd;
-  int64_t timer_set = kNever;
+  Alarm timer;
+  int64_t timer_set = kNever, leased = 0;
+  bool started = false;
   bool changed = true;  // the set of sockets: the poll list must be made anew
-  std::vector<ZmqPollItem> items;
+  std::vector<pollfd> fds;
   std::vector<Watched> watched;
   std::map<std::string, std::unique_ptr<Peer>> peers;
   std::unordered_map<std::string, int64_t> listeners;  // said HELLO to us -> when a beat last got through
@@ -153,8 +156,8 @@ struct IoThread::Impl {
 
   Impl(const ZmqApi& z, IoThread& owner)
       : api(z), io(owner), config(owner.config_), counters(owner.counters_), context(z.ctx_new()),
-        timer_fd(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)), inbox(config.fingerprint, config.max_payload, config.peer_bytes) {
-    if (context == nullptr || timer_fd < 0) throw std::runtime_error("cluster: no ZeroMQ context or timer: " + error());
+        inbox(config.fingerprint, config.max_payload, config.peer_bytes) {
+    if (context == nullptr) throw std::runtime_error("cluster: no ZeroMQ context: " + error());
     api.ctx_set(context, kMaxSockets, 4096);
     for (const auto& [machine, link] : config.links)
       if (link.rate > 0) lanes.emplace(machine, Lane(link));
@@ -172,7 +175,6 @@ struct IoThread::Impl {
     for (void* s : {router[0], router[1], zap})
       if (s) api.close(s);
     api.ctx_term(context);
-    ::close(timer_fd);
   }
 
   std::string error() const { return api.strerror(api.error()); }
@@ -266,9 +268,20 @@ struct IoThread::Impl {
 
   // the loop
 
+  // The thread: drives until the consumer wants to, then sleeps until that one has been away for a while.
   void run() {
     try {
-      loop();
+      while (!stopping.load(std::memory_order_acquire)) {
+        int nobody = kNobody;
+        if (!io.wanted_.load(std::memory_order_seq_cst) && io.driver_.compare_exchange_strong(nobody, kThread)) {
+          drive(kNever, -1, 0, [this] { return io.wanted_.load(std::memory_order_seq_cst); });
+          io.driver_.store(kNobody, std::memory_order_seq_cst);
+          io.events_bell_.ring();
+        }
+        pollfd lease{io.lease_.fd(), POLLIN, 0};
+        if (!stopping.load(std::memory_order_acquire)) ::poll(&lease, 1, -1);
+        io.lease_.set(kNever);
+      }
     } catch (const std::exception& failure) {  // no more file descriptors, no memory
       auto event = std::make_unique<Event>();
       event->type = Event::Type::kFailed, event->text = failure.what();
@@ -276,33 +289,89 @@ struct IoThread::Impl {
     }
   }
 
-  void loop() {
-    last_tick = steady_ns();
-    while (!stopping.load(std::memory_order_acquire)) {
-      while (auto command = commands.pop()) obey(*command);
-      set_timer(tick(steady_ns()));
-      if (changed) list_sockets();
-      bell.prepare();
-      if (commands.empty() && !stopping.load(std::memory_order_acquire)) {
-        require(api.poll(items.data(), static_cast<int>(items.size()), -1) < 0 && api.error() != EINTR, "poll");
-      } else {
-        for (auto& item : items) item.revents = 0;
+  // Works and sleeps in turn until `enough`, `until`, stop() or something readable on `file`.
+  template <typename Enough>
+  void drive(int64_t until, int file, int64_t spin_until, Enough enough) {
+    const bool consumer = io.driver_.load(std::memory_order_relaxed) == kConsumer;
+    std::unique_lock<std::mutex> lock(work);
+    lease(kNever);
+    for (bool readable = false; !readable;) {
+      const bool idle = turn();
+      const int64_t now = steady_ns();
+      if (enough() || now >= until || stopping.load(std::memory_order_acquire)) break;
+      if (!idle) continue;
+      if (now < spin_until) {
+        lock.unlock();
+        sched_yield();
+        lock.lock();
+        continue;
       }
-      bell.finish();
-      const auto sources = watched;  // a handler may close sockets and with them change the list
-      for (size_t i = 2; i < items.size() && !changed; ++i)
-        if (items[i].revents & kPollIn) drain(items[i].socket, sources[i - 2]);
+      fds[kBell].fd = io.driver_bell_.fd(), fds[kConsumerBell].fd = consumer ? io.events_bell_.fd() : -1, fds[kFile].fd = file;
+      io.driver_bell_.prepare();
+      if (consumer) io.events_bell_.prepare();
+      if (commands.empty() && !enough() && !stopping.load(std::memory_order_acquire)) {
+        const timespec limit{(until - now) / 1'000'000'000, (until - now) % 1'000'000'000};
+        lock.unlock();
+        readable = ppoll(fds.data(), fds.size(), until == kNever ? nullptr : &limit, nullptr) > 0 && fds[kFile].revents != 0;
+        lock.lock();
+      }
+      if (consumer) io.events_bell_.finish();
+      io.driver_bell_.finish();
     }
+    lease(consumer ? std::min(steady_ns() + kLeaseNs, timer_set) : kNever);
   }
 
+  // Does what can be done now; true when nothing is left. A send swallows the signal of a message that came meanwhile, so each socket is
+  // asked, whatever poll said. Not more than some rounds: the driver may have something else to do.
+  bool turn() {
+    for (int round = 0; round < 4; ++round) {
+      obey_all();
+      if (changed) list_sockets();
+      bool idle = true;
+      const auto sources = watched;  // a handler may close sockets and with them change the list
+      for (const Watched& w : sources)
+        if (!changed && readable(w.socket)) drain(w.socket, w), idle = false;
+      if (idle && !changed && commands.empty()) return true;
+    }
+    return false;
+  }
+
+  void obey_all() {
+    while (auto command = commands.pop()) obey(*command);
+    set_timer(tick(steady_ns()));
+  }
+
+  // From any thread: done here if nobody is at work just now, else left to who is; so is what came meanwhile.
+  void submit(std::unique_ptr<Command> c) {
+    commands.push(std::move(c));
+    const std::unique_lock<std::mutex> lock(work, std::try_to_lock);
+    if (lock && started) {
+      obey_all();
+      if (!changed && std::none_of(watched.begin(), watched.end(), [this](const Watched& w) { return readable(w.socket); })) return;
+    }
+    io.driver_bell_.ring();
+  }
+
+  bool readable(void* s) const {
+    int events = 0;
+    size_t size = sizeof events;
+    require(api.getsockopt(s, kEvents, &events, &size), "EVENTS");
+    return events & kPollIn;
+  }
+
+  enum Place { kBell, kTimer, kConsumerBell, kFile, kSockets };  // in `fds`
   void list_sockets() {
     changed = false;
-    items = {{nullptr, bell.fd(), kPollIn, 0}, {nullptr, timer_fd, kPollIn, 0}};
+    fds.assign(kSockets, {-1, POLLIN, 0});
+    fds[kTimer].fd = timer.fd();
     watched.clear();
     const auto add = [&](void* s, Source source, Peer* peer) {
       if (s == nullptr) return;
-      items.push_back({s, 0, kPollIn, 0});
-      watched.push_back({source, peer});
+      int fd = -1;
+      size_t size = sizeof fd;
+      require(api.getsockopt(s, kFd, &fd, &size), "FD");
+      fds.push_back({fd, POLLIN, 0});
+      watched.push_back({s, source, peer});
     };
     add(zap, Source::kZap, nullptr);
     add(router[0], Source::kRouterControl, nullptr);
@@ -318,15 +387,16 @@ struct IoThread::Impl {
   }
 
   void set_timer(int64_t due) {
+    if (due < leased) lease(due);
     if (due == timer_set && due > steady_ns()) return;
     timer_set = due;
-    // zmq_poll counts whole milliseconds; a link of 1 ms needs the rest exactly. A date in the past fires at once, zero would disarm.
-    itimerspec spec{};
-    if (due != kNever) {
-      due = std::max<int64_t>(due, 1);
-      spec.it_value = {due / 1'000'000'000, due % 1'000'000'000};
-    }
-    timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &spec, nullptr);
+    timer.set(due);
+  }
+
+  // When the thread shall take over: kNever while somebody drives.
+  void lease(int64_t due) {
+    leased = due == kNever ? 0 : due;
+    io.lease_.set(due);
   }
 
   // Does what is due and returns when it must be called again.
@@ -725,14 +795,21 @@ std::array<int, 2> IoThread::bind(const std::string& host, std::array<int, 2> wa
 }
 
 void IoThread::start() {
-  if (!thread_.joinable()) thread_ = std::thread([impl = impl_.get()] { impl->run(); });
+  if (thread_.joinable()) return;
+  {
+    const std::lock_guard<std::mutex> lock(impl_->work);
+    impl_->started = true;
+  }
+  thread_ = std::thread([impl = impl_.get()] { impl->run(); });
 }
 
 void IoThread::stop() {
   if (impl_ == nullptr) return;
   impl_->stopping.store(true, std::memory_order_seq_cst);
-  impl_->bell.ring();
+  driver_bell_.ring();
+  lease_.set(0);
   if (thread_.joinable()) thread_.join();
+  for (int nobody = kNobody; !driver_.compare_exchange_weak(nobody, kClosed); nobody = kNobody) sched_yield();  // the consumer leaves at once
   impl_.reset();
 }
 
@@ -741,49 +818,63 @@ void IoThread::connect(std::string peer, int machine, std::string host, int cont
   c->type = Command::Type::kConnect;
   c->peer = std::move(peer), c->host = std::move(host), c->key = std::move(server_key);
   c->machine = machine, c->control_port = control_port, c->bulk_port = bulk_port;
-  impl_->commands.push(std::move(c));
-  impl_->bell.ring();
+  impl_->submit(std::move(c));
 }
 
 void IoThread::disconnect(std::string peer) {
   auto c = std::make_unique<Command>();
   c->type = Command::Type::kDisconnect, c->peer = std::move(peer);
-  impl_->commands.push(std::move(c));
-  impl_->bell.ring();
+  impl_->submit(std::move(c));
 }
 
 void IoThread::send(std::unique_ptr<Outgoing> out) {
   auto c = std::make_unique<Command>();
   c->type = Command::Type::kSend, c->out = std::move(out);
-  impl_->commands.push(std::move(c));
-  impl_->bell.ring();
+  impl_->submit(std::move(c));
 }
 
 void IoThread::arm(std::unique_ptr<Outgoing> out) {
   auto c = std::make_unique<Command>();
   c->type = Command::Type::kArm, c->out = std::move(out);
-  impl_->commands.push(std::move(c));
-  impl_->bell.ring();
+  impl_->submit(std::move(c));
 }
 
 void IoThread::set_beat(std::string json) {
   auto c = std::make_unique<Command>();
   c->type = Command::Type::kBeat, c->peer = std::move(json);
-  impl_->commands.push(std::move(c));
-  impl_->bell.ring();
+  impl_->submit(std::move(c));
 }
 
 void IoThread::wait(int64_t timeout_ns, int watched, int64_t spin_ns) {
-  if (spin_ns > 0)
-    for (const int64_t end = steady_ns() + std::min(spin_ns, timeout_ns); steady_ns() < end; sched_yield())
-      if (!events_.empty() || woken_.load(std::memory_order_relaxed)) break;
-  events_bell_.prepare();
-  if (events_.empty() && !woken_.load(std::memory_order_seq_cst) && timeout_ns > 0) {
-    pollfd fds[2] = {{events_bell_.fd(), POLLIN, 0}, {watched, POLLIN, 0}};
-    const timespec limit{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
-    ppoll(fds, watched < 0 ? 1 : 2, &limit, nullptr);
+  const auto enough = [this] { return !events_.empty() || woken_.load(std::memory_order_seq_cst); };
+  const int64_t began = steady_ns(), end = began + timeout_ns;
+  while (!enough()) {
+    int driver = kNobody;
+    if (driver_.compare_exchange_strong(driver, kConsumer)) {
+      wanted_.store(false, std::memory_order_relaxed);
+      struct Leave {
+        std::atomic<int>& driver;
+        ~Leave() { driver.store(kNobody, std::memory_order_seq_cst); }
+      } leave{driver_};
+      impl_->drive(end, watched, began + spin_ns, enough);
+      break;
+    }
+    if (driver == kClosed || steady_ns() >= end) break;
+    // The thread sleeps on the sockets: it is asked to leave, and rings when it has.
+    wanted_.store(true, std::memory_order_seq_cst);
+    driver_bell_.ring();
+    events_bell_.prepare();
+    bool readable = false;
+    if (!enough() && driver_.load(std::memory_order_seq_cst) == kThread) {
+      pollfd fds[2] = {{events_bell_.fd(), POLLIN, 0}, {watched, POLLIN, 0}};
+      const int64_t left = std::max<int64_t>(0, end - steady_ns());
+      const timespec limit{left / 1'000'000'000, left % 1'000'000'000};
+      readable = ppoll(fds, 2, &limit, nullptr) > 0 && fds[1].revents != 0;
+    }
+    events_bell_.finish();
+    if (readable) break;
   }
-  events_bell_.finish();
+  if (wanted_.exchange(false, std::memory_order_seq_cst)) lease_.set(0);  // it need not leave any more, or has left already
   woken_.store(false, std::memory_order_relaxed);
 }
 

@@ -1,8 +1,10 @@
-// The hand-over between threads: a queue that never locks and never waits, and a bell that is only rung for somebody who sleeps.
+// The hand-over between threads: a queue that never locks and never waits, a bell that is only rung for somebody who sleeps, a timer.
 #pragma once
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
@@ -81,6 +83,30 @@ class Bell {
  private:
   int fd_;
   std::atomic<bool> asleep_{false};
+};
+
+// A file that is readable from a date on (steady clock, ns; INT64_MAX: never): poll itself counts in whole milliseconds of its own.
+class Alarm {
+ public:
+  Alarm() : fd_(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) {
+    if (fd_ < 0) throw std::system_error(errno, std::generic_category(), "timerfd");
+  }
+  ~Alarm() { close(fd_); }
+  Alarm(const Alarm&) = delete;
+  Alarm& operator=(const Alarm&) = delete;
+
+  int fd() const { return fd_; }
+  void set(int64_t due) {
+    itimerspec spec{};
+    if (due != INT64_MAX) {
+      due = std::max<int64_t>(due, 1);  // a date in the past fires at once, zero would disarm
+      spec.it_value = {due / 1'000'000'000, due % 1'000'000'000};
+    }
+    timerfd_settime(fd_, TFD_TIMER_ABSTIME, &spec, nullptr);
+  }
+
+ private:
+  int fd_;
 };
 
 }  // namespace fastee::net

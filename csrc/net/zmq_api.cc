@@ -24,7 +24,7 @@ std::string try_load(const std::string& path, ZmqApi* api) {
   find("zmq_ctx_new", api->ctx_new), find("zmq_ctx_set", api->ctx_set), find("zmq_ctx_term", api->ctx_term);
   find("zmq_socket", api->socket), find("zmq_close", api->close), find("zmq_bind", api->bind), find("zmq_connect", api->connect);
   find("zmq_setsockopt", api->setsockopt), find("zmq_getsockopt", api->getsockopt);
-  find("zmq_socket_monitor", api->socket_monitor), find("zmq_poll", api->poll);
+  find("zmq_socket_monitor", api->socket_monitor);
   find("zmq_msg_init", api->msg_init), find("zmq_msg_init_size", api->msg_init_size), find("zmq_msg_init_data", api->msg_init_data);
   find("zmq_msg_data", api->msg_data), find("zmq_msg_size", api->msg_size), find("zmq_msg_more", api->msg_more);
   find("zmq_msg_send", api->msg_send), find("zmq_msg_recv", api->msg_recv), find("zmq_msg_close", api->msg_close);

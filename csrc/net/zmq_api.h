@@ -10,11 +10,6 @@ namespace fastee::net {
 struct alignas(void*) ZmqMsg {  // zmq_msg_t: 64 opaque bytes, fixed by the ABI
   unsigned char opaque[64];
 };
-struct ZmqPollItem {  // zmq_pollitem_t
-  void* socket;
-  int fd;
-  short events, revents;
-};
 
 struct ZmqApi {
   void (*version)(int*, int*, int*);
@@ -31,7 +26,6 @@ struct ZmqApi {
   int (*setsockopt)(void*, int, const void*, size_t);
   int (*getsockopt)(void*, int, void*, size_t*);
   int (*socket_monitor)(void*, const char*, int);
-  int (*poll)(ZmqPollItem*, int, long);
   int (*msg_init)(ZmqMsg*);
   int (*msg_init_size)(ZmqMsg*, size_t);
   int (*msg_init_data)(ZmqMsg*, void*, size_t, void (*)(void*, void*), void*);
