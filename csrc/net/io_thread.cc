@@ -23,6 +23,23 @@ int64_t steady_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+std::string client_peer(uint64_t origin) {
+  char name[24];
+  std::snprintf(name, sizeof name, "c:%016llx", static_cast<unsigned long long>(origin));
+  return name;
+}
+
+int node_of(const std::string& peer) {
+  const size_t end = std::min(peer.find(':'), peer.size());
+  if (end < 2 || end > 5 || peer[0] != 'n') return -1;
+  int index = 0;
+  for (size_t i = 1; i < end; ++i) {
+    if (peer[i] < '0' || peer[i] > '9') return -1;
+    index = index * 10 + (peer[i] - '0');
+  }
+  return index;
+}
+
 namespace {
 
 // libzmq's numbers (zmq.h): part of its ABI.
@@ -47,6 +64,17 @@ constexpr int64_t kLeaseNs = 500'000;  // how long the consumer may be away befo
 constexpr int64_t kArmMarginNs = 500'000;  // a timer's lateness and the way through two processes
 constexpr int64_t kFramesOfAPeer = 16384;  // control frames that the consumer has not taken
 
+// libzmq hands a payload to its own thread through its own pipes, which order what was done to it; TSan cannot see them and is told.
+#ifdef __SANITIZE_THREAD__
+extern "C" void __tsan_acquire(void*);
+extern "C" void __tsan_release(void*);
+void hand_over(void* payload) { __tsan_release(payload); }
+void take_over(void* payload) { __tsan_acquire(payload); }
+#else
+void hand_over(void*) {}
+void take_over(void*) {}
+#endif
+
 // A ZeroMQ message that is closed exactly once; a sent one belongs to libzmq.
 class Message {
  public:
@@ -58,7 +86,11 @@ class Message {
   // Part of a payload without a copy: libzmq lets go of it from its own thread when the bytes are in the kernel.
   Message(const ZmqApi& api, Payload* payload, size_t offset, size_t size) : api_(&api) {
     payload->hold();
-    const auto release = [](void*, void* hint) { static_cast<Payload*>(hint)->drop(); };
+    hand_over(payload);
+    const auto release = [](void*, void* hint) {
+      take_over(hint);
+      static_cast<Payload*>(hint)->drop();
+    };
     if (api.msg_init_data(&m_, const_cast<uint8_t*>(payload->data()) + offset, size, release, payload) != 0) {
       payload->drop();
       throw std::bad_alloc();
@@ -77,24 +109,6 @@ class Message {
   const ZmqApi* api_;
   ZmqMsg m_;
 };
-
-std::string client_peer(uint64_t origin) {
-  char name[24];
-  std::snprintf(name, sizeof name, "c:%016llx", static_cast<unsigned long long>(origin));
-  return name;
-}
-
-// The index in a node's name ("n3", "n3:<incarnation>"), -1 for anybody else.
-int node_of(const std::string& peer) {
-  const size_t end = std::min(peer.find(':'), peer.size());
-  if (end < 2 || end > 5 || peer[0] != 'n') return -1;
-  int index = 0;
-  for (size_t i = 1; i < end; ++i) {
-    if (peer[i] < '0' || peer[i] > '9') return -1;
-    index = index * 10 + (peer[i] - '0');
-  }
-  return index;
-}
 
 struct Command {
   enum class Type { kConnect, kDisconnect, kSend, kArm, kBeat } type;
@@ -120,6 +134,7 @@ struct IoThread::Impl {
     void* socket;
     Source source;
     Peer* peer;
+    bool look = true;  // poll said so, or it was sent on: a send swallows the signal of a message that came meanwhile
   };
   struct Armed {
     int64_t due;
@@ -300,20 +315,22 @@ struct IoThread::Impl {
       const int64_t now = steady_ns();
       if (enough() || now >= until || stopping.load(std::memory_order_acquire)) break;
       if (!idle) continue;
+      fds[kBell].fd = io.driver_bell_.fd(), fds[kConsumerBell].fd = consumer ? io.events_bell_.fd() : -1, fds[kFile].fd = file;
       if (now < spin_until) {
         lock.unlock();
-        sched_yield();
+        const int count = ::poll(fds.data(), fds.size(), 0);  // no sched_yield: on a busy machine that gives whole milliseconds away
         lock.lock();
+        readable = count > 0 && heed_poll();
         continue;
       }
-      fds[kBell].fd = io.driver_bell_.fd(), fds[kConsumerBell].fd = consumer ? io.events_bell_.fd() : -1, fds[kFile].fd = file;
       io.driver_bell_.prepare();
       if (consumer) io.events_bell_.prepare();
       if (commands.empty() && !enough() && !stopping.load(std::memory_order_acquire)) {
         const timespec limit{(until - now) / 1'000'000'000, (until - now) % 1'000'000'000};
         lock.unlock();
-        readable = ppoll(fds.data(), fds.size(), until == kNever ? nullptr : &limit, nullptr) > 0 && fds[kFile].revents != 0;
+        const int count = ppoll(fds.data(), fds.size(), until == kNever ? nullptr : &limit, nullptr);
         lock.lock();
+        readable = count > 0 && heed_poll();
       }
       if (consumer) io.events_bell_.finish();
       io.driver_bell_.finish();
@@ -321,16 +338,24 @@ struct IoThread::Impl {
     lease(consumer ? std::min(steady_ns() + kLeaseNs, timer_set) : kNever);
   }
 
-  // Does what can be done now; true when nothing is left. A send swallows the signal of a message that came meanwhile, so each socket is
-  // asked, whatever poll said. Not more than some rounds: the driver may have something else to do.
+  // Notes which sockets poll named; true when the file, too, is readable. Only the driver makes the lists anew, so they fit.
+  bool heed_poll() {
+    for (size_t i = 0; i < watched.size(); ++i) watched[i].look = watched[i].look || fds[kSockets + i].revents;
+    return fds[kFile].fd >= 0 && fds[kFile].revents != 0;
+  }
+
+  // Does what can be done now; true when nothing is left. Not more than some rounds: the driver may have something else to do.
   bool turn() {
     for (int round = 0; round < 4; ++round) {
       obey_all();
       if (changed) list_sockets();
       bool idle = true;
-      const auto sources = watched;  // a handler may close sockets and with them change the list
-      for (const Watched& w : sources)
-        if (!changed && readable(w.socket)) drain(w.socket, w), idle = false;
+      for (size_t i = 0; i < watched.size() && !changed; ++i) {  // a handler may close sockets: then all is listed and looked at anew
+        if (!std::exchange(watched[i].look, false) || !readable(watched[i].socket)) continue;
+        const Watched w = watched[i];
+        watched[i].look = true;  // it may have more than one visit takes
+        drain(w.socket, w), idle = false;
+      }
       if (idle && !changed && commands.empty()) return true;
     }
     return false;
@@ -347,7 +372,7 @@ struct IoThread::Impl {
     const std::unique_lock<std::mutex> lock(work, std::try_to_lock);
     if (lock && started) {
       obey_all();
-      if (!changed && std::none_of(watched.begin(), watched.end(), [this](const Watched& w) { return readable(w.socket); })) return;
+      if (!changed && std::none_of(watched.begin(), watched.end(), [this](const Watched& w) { return w.look && readable(w.socket); })) return;
     }
     io.driver_bell_.ring();
   }
@@ -568,7 +593,8 @@ struct IoThread::Impl {
       Message id(api, out.peer.data(), out.peer.size());
       if (!id.send(s, kDontWait | kSendMore)) return now > d.give_up ? lose(out) : false;
     }
-    uint8_t head[kMaxHeader];
+    for (Watched& w : watched) w.look = w.look || w.socket == s;
+    uint8_t head[kMaxHeader + kCopiedBytes];
     size_t head_bytes = kChunkBytes;
     if (d.first) {
       if (out.frame.kind == Kind::kTask) out.frame.time_left = out.deadline == kNoDeadline ? kNoDeadline : out.deadline - now;
@@ -576,9 +602,12 @@ struct IoThread::Impl {
     } else {
       write_chunk_header(head, d.offset);
     }
-    if (!Message(api, head, head_bytes).send(s, kDontWait | kSendMore)) return now > d.give_up ? lose(out) : false;
-    if (d.size < kCopiedBytes) Message(api, out.payload.data() + d.offset, d.size).send(s, kDontWait);
-    else Message(api, out.payload.get(), d.offset, d.size).send(s, kDontWait);
+    // A small frame is one message: a second one costs more than the copy.
+    const bool joined = d.first && d.last && d.size < kCopiedBytes;
+    if (joined && d.size) std::memcpy(head + head_bytes, out.payload.data(), d.size);
+    if (!Message(api, head, head_bytes + (joined ? d.size : 0)).send(s, kDontWait | (joined ? 0 : kSendMore))) return now > d.give_up ? lose(out) : false;
+    if (!joined)
+      (d.size < kCopiedBytes ? Message(api, out.payload.data() + d.offset, d.size) : Message(api, out.payload.get(), d.offset, d.size)).send(s, kDontWait);
     ++counters.chunks_out;
     counters.bytes_out += static_cast<int64_t>(head_bytes + d.size);
     if (!d.last) return true;

@@ -107,8 +107,9 @@ class IoThread {
 
   // For one consumer thread. The next event; null when there is none.
   std::unique_ptr<Event> next() { return events_.pop(); }
+  bool idle() const { return events_.empty(); }  // no event waits
   // Does the thread's work until there is an event, `wake`, something readable on `watched` (-1: none) or `timeout_ns` passed. For the first
-  // `spin_ns` it looks again and again, giving way to other threads, because waking a sleeper on an idle core takes longer than an answer.
+  // `spin_ns` it looks again and again, because waking a sleeper on an idle core takes longer than an answer.
   void wait(int64_t timeout_ns, int watched, int64_t spin_ns = 0);
   void wake();
 
@@ -133,5 +134,8 @@ class IoThread {
 };
 
 int64_t steady_ns();
+
+std::string client_peer(uint64_t origin);  // the name of the client with that incarnation
+int node_of(const std::string& peer);      // the index in a node's name ("n3", "n3:<incarnation>"), -1 for anybody else
 
 }  // namespace fastee::net

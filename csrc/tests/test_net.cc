@@ -249,6 +249,62 @@ void frames_cross_whole_and_in_pieces(const ZmqApi& api) {
   CHECK(lost && lost->ticket == 66);
 }
 
+// The consumer drives while it waits, the thread when it is away, senders send for themselves: nothing is lost, doubled or late between them.
+void whoever_has_time_drives(const ZmqApi& api) {
+  Pair p(api, config("n1:64", true), config("c:0000000000000007", false));
+  CHECK(p.client.type(Event::Type::kUp));
+  constexpr uint64_t kThreads = 3, kEach = 150;
+  std::vector<std::thread> senders;
+  for (uint64_t t = 1; t <= kThreads; ++t)
+    senders.emplace_back([&, t] {
+      for (uint64_t i = 0; i < kEach; ++i) {
+        auto out = outgoing("n1", 1, Kind::kTask, i % 3 ? 100 : 20'000, t * 1000 + i);
+        out->frame.origin = 7;
+        p.client.io->send(std::move(out));
+        if (i % 16 == t) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    });
+  std::vector<uint64_t> next(kThreads + 1);
+  uint64_t got = 0, refused = 0;
+  const int64_t end = steady_ns() + 20'000 * kMs;
+  while (got + refused < kThreads * kEach && steady_ns() < end) {
+    p.server.io->wait(5 * kMs, -1);
+    while (auto event = p.server.io->next()) {
+      if (event->type != Event::Type::kFrame || event->frame.kind != Kind::kTask) continue;
+      const uint64_t t = event->frame.task / 1000, i = event->frame.task % 1000;
+      CHECK(t >= 1 && t <= kThreads && i >= next[t] && is_sample(event->payload.data(), event->payload.size(), event->frame.task));
+      next[t] = i + 1;
+      ++got;
+    }
+    if (got % 7 == 3) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // away: the thread takes over
+    p.client.io->wait(0, -1);
+    while (auto event = p.client.io->next()) {  // a full queue for a second would be a loss; more tasks than any credit are refused
+      CHECK(event->type != Event::Type::kLost && event->type != Event::Type::kDown);
+      refused += event->type == Event::Type::kFrame && event->frame.kind == Kind::kRefused;
+    }
+  }
+  for (auto& sender : senders) sender.join();
+  CHECK(got + refused == kThreads * kEach && p.server.io->counters().bad == 0);
+  // Nobody waits anywhere: heartbeats go on, and nobody is called down.
+  const int64_t before = p.server.io->counters().beats;
+  std::this_thread::sleep_for(std::chrono::milliseconds(1000));
+  CHECK(p.server.io->counters().beats - before >= 5);
+  CHECK(!p.client.type(Event::Type::kDown, 0.05));
+  // wake() and stop() reach a consumer that drives.
+  for (const bool stopping : {false, true}) {
+    std::thread consumer([&] { p.client.io->wait(20'000 * kMs, -1); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    const int64_t began = steady_ns();
+    if (stopping) p.client.io->stop();
+    else p.client.io->wake();
+    consumer.join();
+    CHECK(steady_ns() - began < 2'000 * kMs);
+    if (!stopping)
+      while (p.client.io->next()) {
+      }
+  }
+}
+
 void a_greedy_peer_is_refused(const ZmqApi& api) {
   Config s = config("n1:64", true);
   s.peer_tasks = 3;
@@ -373,6 +429,7 @@ int main() {
     return failures ? report("net") : 77;
   }
   frames_cross_whole_and_in_pieces(*api);
+  whoever_has_time_drives(*api);
   a_greedy_peer_is_refused(*api);
   another_model_is_told_so(*api);
   an_armed_answer_leaves_in_time_and_once(*api);

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -78,6 +79,9 @@ class Daemon(Worker):
 
     def _take(self, frame: Frame, sender: int) -> None:
         self.node.post("leaving" if self._leaving_since else "task", frame, sender)
+
+    def _shortcut(self) -> Any:
+        return None if self._leaving_since else super()._shortcut()
 
     def _stays(self) -> bool:
         if not self._leaving_since:

@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -201,9 +200,9 @@ class Cluster:
         runs every row to the end whatever the deadline. `codec`: "raw" or "int8" on every link; None: the scheduler's choice.
         `on_error`: "raise" the first row's error, or "return" all in ``.errors``. The last input's order is kept.
         """
-        futures = self._send(x, deadline, plan, exits, codec, on_error)
-        self._client.wait(futures)
-        return self._collect([future.exception() or future.result() for future in futures], on_error)
+        tasks = self._send(self._client.begin, x, deadline, plan, exits, codec, on_error)
+        self._client.wait(tasks)
+        return self._collect([task.outcome for task in tasks], on_error)
 
     async def ask(
         self,
@@ -215,14 +214,19 @@ class Cluster:
         on_error: str = "raise",
     ) -> ClusterResult:
         """Answer every row of `x` without holding up the event loop; else as calling the cluster. A cancelled wait leaves its tasks running."""
-        futures = [asyncio.wrap_future(future) for future in self._send(x, deadline, plan, exits, codec, on_error)]
+        futures = [asyncio.wrap_future(future) for future in self._send(self._client.submit, x, deadline, plan, exits, codec, on_error)]
         return self._collect(await asyncio.gather(*futures, return_exceptions=True), on_error)
 
-    def _send(self, x: Any, deadline: float | None, plan: Sequence[int] | None, exits: bool, codec: str | None, on_error: str) -> list[Future]:
+    def _send(
+        self, begin: Callable[..., Any], x: Any, deadline: float | None, plan: Sequence[int] | None, exits: bool, codec: str | None, on_error: str
+    ) -> list[Any]:
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
         values, options = self._values(x), self._options(deadline, plan, exits, codec)
-        return [self._client.submit(tuple(v[i : i + 1] for v in values), *options, from_now=False) for i in range(values[0].shape[0])]
+        rows = values[0].shape[0]
+        if rows == 1:
+            return [begin(values, *options, from_now=False)]
+        return [begin(tuple(v[i : i + 1] for v in values), *options, from_now=False) for i in range(rows)]
 
     def _collect(self, answers: list[TaskAnswer | Exception], on_error: str) -> ClusterResult:
         if on_error == "raise":

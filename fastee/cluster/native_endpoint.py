@@ -1,14 +1,17 @@
-"""The endpoint whose sockets, heartbeats, links and deadlines live in the C++ I/O thread (csrc/net): Python only hands frames over."""
+"""The endpoint whose sockets, heartbeats, links and deadlines are C++ (csrc/net): Python only hands frames over."""
 
 from __future__ import annotations
 
 import importlib.util
-import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fastee import native
 from fastee.cluster.endpoint import Answered, Arrival, Complaint, Identity, Item, Lost, Sent, check_address
-from fastee.cluster.frame import MAX_PAYLOAD, NO_DEADLINE, Frame
+from fastee.cluster.frame import MAX_PAYLOAD, NO_DEADLINE, Flag, Frame
 from fastee.cluster.keys import raw_key
 from fastee.cluster.link import Link
 from fastee.cluster.messages import Ports
@@ -39,7 +42,6 @@ class NativeEndpoint:
     def __init__(self, identity: Identity):
         keys = identity.keys
         self._me = identity
-        self._down_links = {b for (a, b), link in identity.links.items() if a == identity.machine and not link.up}
         try:
             self._io = native.core.IoThread(
                 libraries(),
@@ -53,6 +55,7 @@ class NativeEndpoint:
                     "peer_tasks": identity.peer_tasks,
                     "max_payload": MAX_PAYLOAD,
                     "peer_bytes": 2 * MAX_PAYLOAD,
+                    "down": [b for (a, b), link in identity.links.items() if a == identity.machine != b and not link.up],
                     "links": {b: (link.rate, link.delay) for (a, b), link in identity.links.items() if a == identity.machine and link != Link()},
                     "public_key": keys.public if keys else "",
                     "secret_key": keys.secret if keys else "",
@@ -61,9 +64,12 @@ class NativeEndpoint:
             )
         except RuntimeError as error:
             raise ClusterError(str(error)) from None
-        self.bytes_to: dict[int, int] = {}
-        self._lock = threading.Lock()
         self._started = False
+
+    @property
+    def bytes_to(self) -> dict[int, int]:
+        """Bytes put on the link to each other machine."""
+        return self._io.bytes_to
 
     def bind(self, host: str = "127.0.0.1", ctl: int = 0, bulk: int = 0) -> Ports:
         check_address(host, self._me.keys)
@@ -85,13 +91,20 @@ class NativeEndpoint:
         self._io.connect(peer, machine, host, ports.ctl, ports.bulk, key)
 
     def put(self, peer: str, machine: int, frame: Frame, deadline: int = NO_DEADLINE, *, keyed: bool = False) -> bool:
-        if machine in self._down_links and machine != self._me.machine:
-            return False
-        if machine != self._me.machine:
-            with self._lock:
-                self.bytes_to[machine] = self.bytes_to.get(machine, 0) + frame.nbytes
-        self._io.send(peer, machine, frame, deadline, keyed)
-        return True
+        return self._io.send(peer, machine, frame, deadline, keyed)
+
+    def submit(
+        self, peer: str, machine: int, task: int, hops: int, codec: int, flags: Flag, route: bytes, values: tuple[torch.Tensor, ...], deadline: int
+    ) -> bool | None:
+        """Put a new task of this process on the way with its tensors as they are: as `put` of the raw frame, without making one.
+
+        None, and nothing is sent, for tensors that do not lie in this machine's memory one value after the other (or with an old torch).
+        """
+        return self._io.submit(peer, machine, task, hops, codec, int(flags), route, values, deadline)
+
+    def shortcut(self, node: Any, judge: Callable[..., Any]) -> Any:
+        """Return what runs a task that comes alone from arrival to answer without `node`, see csrc/bindings/net_shortcut.h."""
+        return native.core.Shortcut(node, node.net, judge, node.index, len(node.settings.names))
 
     def arm(self, peer: str, machine: int, frame: Frame, deadline: int) -> None:
         self._io.arm(peer, machine, frame, deadline)
@@ -99,10 +112,10 @@ class NativeEndpoint:
     def set_beat(self, payload: bytes) -> None:
         self._io.set_beat(payload)
 
-    def receive(self, timeout: float, file: int = -1, spin: float = 0.0) -> list[Item]:
+    def receive(self, timeout: float, file: int = -1, spin: float = 0.0, shortcut: Any = None) -> list[Item]:
         self._start()
         out: list[Item] = []
-        for event in self._io.receive(round(max(0.0, min(timeout, 1e6)) * 1e9), file, round(spin * 1e9)):
+        for event in self._io.receive(round(max(0.0, min(timeout, 1e6)) * 1e9), file, round(spin * 1e9), shortcut):
             code = event[0]
             if code == _FRAME:
                 out.append(Arrival(event[1], event[2]))

@@ -114,6 +114,7 @@ class Node:
         self.service = 0.0
         self.exits = [0] * net.num_segments
         self.late = self.forced = 0
+        self.shortcut: Any = None  # the native way of a task that comes alone, told which schedulers there are
         self._name = settings.names[settings.index]
         self._emit, self._clock, self._arm = emit, clock, arm
         self._answered: dict[tuple[int, int, int], None] = {}
@@ -132,6 +133,11 @@ class Node:
     def queue_length(self) -> int:
         """Tasks that wait for this node's processor or occupy it."""
         return len(self._ready) + sum(map(len, self._waiting.values())) + len(self._starved) + (self._busy is not None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here and nothing runs, so that the next task may be run to its end at once."""
+        return not (self._ready or self._waiting or self._starved) and self._busy is None and self._inbox.empty()
 
     def post(self, *event: Any) -> None:
         """Hand an event over, from any thread: ("task", frame, sender index), ("up", node, bool), ("credit", node),
@@ -193,6 +199,7 @@ class Node:
         self._credit[node] = self.settings.credit
         for scheduler in self._schedulers.values():
             scheduler.set_node_up(node, up)
+        self._forget()  # a home that is down has schedulers of its own
         self._retry_starved()
 
     def _on_credit(self, node: int) -> None:
@@ -223,6 +230,7 @@ class Node:
         if not (np.array_equal(mean, self.profile.mean) and np.array_equal(deviation, self.profile.spread)):
             self.profile = replace(self.profile, mean=mean, spread=deviation)
             self._schedulers.clear()
+            self._forget()
 
     def _on_leaving(self, frame: Frame, sender: int) -> None:
         self._turn_away(frame, sender, "leaving", f"node {self._name!r} is leaving")
@@ -264,7 +272,7 @@ class Node:
         key = (frame.route, exits_off, frame.codec, home)
         if key in self._schedulers:
             self._schedulers.move_to_end(key)
-            return self._schedulers[key]
+            return self._known(frame, self._schedulers[key])
         profile = self.profile
         column = list(range(len(profile.codecs)))
         if frame.codec != FREE:
@@ -304,7 +312,17 @@ class Node:
         # A dropped one lives on in the tasks that hold it; only what it had learned is lost to later ones.
         while len(self._schedulers) > _SCHEDULERS_KEPT:
             self._schedulers.popitem(last=False)
+            self._forget()
+        return self._known(frame, scheduler)
+
+    def _known(self, frame: Frame, scheduler: Scheduler) -> Scheduler:
+        if self.shortcut is not None:
+            self.shortcut.learn(frame.route, frame.exits_off, frame.codec, scheduler)
         return scheduler
+
+    def _forget(self) -> None:
+        if self.shortcut is not None:
+            self.shortcut.forget()
 
     # decisions
 
@@ -387,6 +405,35 @@ class Node:
                 self._follow(work)
             else:
                 self._starved.append((node, work))
+
+    # what the shortcut did
+
+    def ran(self, spent: list[int]) -> None:
+        """Note segments that the shortcut ran, ns each."""
+        for duration in spent:
+            self.service += _SERVICE_WEIGHT * (duration * 1e-9 - self.service)
+
+    def answered(self, exit_: int, forced: bool, late: bool) -> None:
+        """Note a task that the shortcut answered."""
+        self.handled += 1
+        self.exits[exit_] += 1
+        self.forced += forced
+        self.late += late
+
+    def adopt(
+        self, frame: Frame, sender: int, scheduler: Scheduler, handle: int, deadline: int, segment: int, exit_: int, confidence: float,
+        carry: codecs.Carry, head: Any, credited: bool, code: int | None, error: Exception | None,
+    ) -> None:  # fmt: skip
+        """Go on with a task that the shortcut began and that stands before `segment`: with the decision `code` that it got, or one that is asked
+        for now, or with what the net raised there."""
+        work = _Work(frame, sender, deadline, next(self._order), scheduler, handle, segment, exit_, confidence, carry, head, credited)
+        if error is None:
+            self._follow(work, None if code is None else Decision.from_code(code, self._clock()))
+        elif isinstance(error, FrameError):
+            self._fail(work, "invalid", str(error))
+        else:
+            where = f"segment {segment}" if segment < self.net.num_segments else f"exit {segment - 1}"
+            self._fail(work, "failed", f"{where} on node {self._name!r}: {_tail(error)}")
 
     # work
 

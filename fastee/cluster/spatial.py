@@ -101,7 +101,7 @@ class SpatialClient(Client):
         late = task.deadline is not None and latency > task.deadline
         if self._settle(task, "answers", *["late"] * late):
             self.served[node.index] += 1
-            self._settled.append((task.future, SpatialAnswer(values[0], latency, task.attempt + 1), None))
+            self._finish(task, SpatialAnswer(values[0], latency, task.attempt + 1))
 
 
 class SpatialCluster:

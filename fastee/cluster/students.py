@@ -181,7 +181,7 @@ class StudentClient(Client):
         if self._settle(task, "answers", *["forced"] * forced, *["late"] * late):
             self.exits[exit_] += 1
             answer = StudentAnswer(logits[0], label, confidence, exit_, latency, forced, missing)
-            self._settled.append((task.future, answer, None))
+            self._finish(task, answer)
 
     # clocks
 

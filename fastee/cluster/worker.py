@@ -43,6 +43,7 @@ from fastee.cluster.messages import (
 from fastee.cluster.node import Node, Outgoing, Settings
 from fastee.cluster.transport import PeerEvent
 from fastee.errors import FrameError
+from fastee.nn.result import judge
 from fastee.scheduling import Profile
 
 _REPORT_SECONDS = 0.05
@@ -115,6 +116,8 @@ class Worker(Child):
         self._reported: Heartbeat | None = None
         self._report_at = 0.0
         self.node = Node(net, settings, profile, self._emit, arm=self._arm)
+        if self._endpoint.concurrent and settings.slowdown == 1:
+            self.node.shortcut = self._endpoint.shortcut(self.node, judge)
 
     def connect(self, ports: list[Ports]) -> None:
         self._report(force=True)
@@ -146,10 +149,13 @@ class Worker(Child):
             with torch.inference_mode():
                 while not self._failed and self._stays():
                     wait = max(0.0, min(self._report_at - time.monotonic(), self.node.pause() if concurrent else 1.0))
-                    for item in self._endpoint.receive(wait, self._stdin):
-                        self._handle(item)
                     if concurrent:
+                        for item in self._endpoint.receive(wait, self._stdin, shortcut=self._shortcut()):
+                            self._handle(item)
                         self.node.step(longest=0)
+                    else:
+                        for item in self._endpoint.receive(wait, self._stdin):
+                            self._handle(item)
                     while self._outbox:
                         self._send(*self._outbox.popleft())
                     self._report()
@@ -157,6 +163,10 @@ class Worker(Child):
             self.node.post("stop")
             self._endpoint.close()
         return int(self._failed)
+
+    def _shortcut(self) -> Any:
+        """What may run the next task without asking: nothing while there is something to choose from."""
+        return self.node.shortcut if self.node.idle else None
 
     def _compute(self) -> None:
         try:
@@ -249,7 +259,8 @@ class Worker(Child):
             return
         self._report_at = now + _REPORT_SECONDS
         node, count = self.node, len(self.settings.names)
-        sent, reach = [self._endpoint.bytes_to.get(n, 0) for n in range(count)], [n for n, up in self._up.items() if up]
+        bytes_to = self._endpoint.bytes_to
+        sent, reach = [bytes_to.get(n, 0) for n in range(count)], [n for n, up in self._up.items() if up]
         beat = self._beat(Heartbeat(node.queue_length, node.service, node.handled, sent, reach, False, list(node.exits), node.late, node.forced))
         if beat != self._reported:
             self._reported = beat
