@@ -203,6 +203,11 @@ class Client:
     def wait(self, tasks: Sequence[_Task]) -> None:
         """Return when all `tasks` have their outcome. Meanwhile the caller receives in the thread's place: an answer that must wake first the
         thread and then the caller costs two switches of threads and of the interpreter's lock."""
+        if not self._endpoint.concurrent:
+            for task in tasks:
+                while task.outcome is None:
+                    self._await_turn(task)
+            return
         with self._lock:
             self._helpers += 1
         began = time.monotonic()
@@ -212,7 +217,7 @@ class Client:
                 self._endpoint.wake()  # the thread may stand in `receive`
             for task in tasks:
                 while task.outcome is None:
-                    if self._endpoint.concurrent and not self._stop.is_set() and self._receiver.acquire(blocking=False):
+                    if not self._stop.is_set() and self._receiver.acquire(blocking=False):
                         try:
                             self._turn(spin)
                         except Exception as error:  # as in the thread, which then fails what is pending
@@ -237,7 +242,7 @@ class Client:
             self._waiters += 1  # before the look at the receiver: who leaves it looks here afterwards
             try:
                 if task.outcome is None and (self._receiver.locked() or self._stop.is_set() or not self._endpoint.concurrent):
-                    self._turned.wait(_TICK_SECONDS if self._endpoint.concurrent else None)
+                    self._turned.wait(_TICK_SECONDS)
             finally:
                 self._waiters -= 1
 

@@ -220,3 +220,12 @@ def test_any_policy_runs_live(net):
         fastee.local_cluster(net, nodes=1, policy="mdi_exti")
     with pytest.raises(ValueError, match="params has no 't_x'"):
         fastee.local_cluster(net, nodes=1, policy="mdi_exit", params={"t_x": 1})
+
+
+def test_the_python_transport_serves_a_cluster(net, monkeypatch):
+    """There the client's thread owns the sockets, and a caller only waits for it."""
+    monkeypatch.setenv("FASTEE_TRANSPORT", "python")
+    with fastee.local_cluster(net, nodes=2, link="100mbit 1ms", timeout=15) as cluster:
+        x = rows(6)
+        assert equal_local(cluster(x, plan=[0, 1, 1], codec="raw"), net, x)
+        assert cluster.submit(x[:1]).result(15).label == int(net(x[:1]).label)
