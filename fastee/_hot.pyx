@@ -4,6 +4,7 @@
 A tensor reaches C through torch's DLPack exchange table (``torch.Tensor.__dlpack_c_exchange_api__``, torch >= 2.10): one C call
 that fills a DLTensor on the stack. An older torch is read through ``data_ptr()`` and ``stride()``, some 2 us slower.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_ND
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF
@@ -104,9 +105,11 @@ cdef extern from *:
       FASTEE_SHARED(data)->users = 1;
       return data;
     }
-    static void fastee_shared_keep(char* data) { __atomic_fetch_add(&FASTEE_SHARED(data)->users, 1, __ATOMIC_RELAXED); }
+    static void fastee_shared_keep(char* data) {
+      if (data) __atomic_fetch_add(&FASTEE_SHARED(data)->users, 1, __ATOMIC_RELAXED);
+    }
     static void fastee_shared_drop(char* data) {
-      if (__atomic_fetch_sub(&FASTEE_SHARED(data)->users, 1, __ATOMIC_ACQ_REL) == 1) free(FASTEE_SHARED(data)->base);
+      if (data && __atomic_fetch_sub(&FASTEE_SHARED(data)->users, 1, __ATOMIC_ACQ_REL) == 1) free(FASTEE_SHARED(data)->base);
     }
     """
     char* fastee_shared_new(size_t) nogil
@@ -162,6 +165,10 @@ if os.environ.get("FASTEE_NUM_THREADS") and os.environ["FASTEE_NUM_THREADS"] != 
 
 cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
+cdef object INT64 = torch.int64
+cdef object FLOAT32 = torch.float32
+cdef object BOOL = torch.bool
+cdef object UINT8 = torch.uint8
 
 cdef dict _CODES = {
     torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.int8: (0, 8),
@@ -249,21 +256,25 @@ def set_num_threads(int32_t count):
     check(fastee_set_num_threads(count))
 
 
-cdef class _Memory:
-    """One allocation that tensors may share."""
-    cdef char* data
-    cdef Py_ssize_t size
-    cdef Py_ssize_t shape[1]
+cdef char* allocate(Py_ssize_t size) except NULL:
+    cdef char* data = fastee_shared_new(size)
+    if data == NULL:
+        raise MemoryError(f"{size} bytes for a result")
+    return data
+
+
+cdef class _Bytes:
+    """Part of a result's memory as a buffer, for torch.frombuffer."""
+    cdef char* memory
+    cdef Py_ssize_t offset, shape[1]
 
     def __dealloc__(self):
-        if self.data != NULL:
-            fastee_shared_drop(self.data)
+        fastee_shared_drop(self.memory)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
-        self.shape[0] = self.size
-        buffer.buf = self.data
+        buffer.buf = self.memory + self.offset
         buffer.obj = self
-        buffer.len = self.size
+        buffer.len = self.shape[0]
         buffer.itemsize = 1
         buffer.readonly = 0
         buffer.format = NULL  # unsigned bytes
@@ -272,15 +283,6 @@ cdef class _Memory:
         buffer.strides = NULL
         buffer.suboffsets = NULL
         buffer.internal = NULL
-
-
-cdef _Memory allocate(Py_ssize_t size):
-    cdef _Memory m = _Memory.__new__(_Memory)
-    m.data = fastee_shared_new(size)
-    if m.data == NULL:
-        raise MemoryError(f"{size} bytes for a result")
-    m.size = size
-    return m
 
 
 cdef struct Lent:
@@ -293,24 +295,32 @@ cdef void give_back(ManagedTensor* m) noexcept nogil:
     free(m)
 
 
+cdef object tensor_of_bytes(char* memory, Py_ssize_t offset, int ndim, const int64_t* shape, object dtype):
+    sizes = tuple([shape[i] for i in range(ndim)])
+    cdef _Bytes part = _Bytes.__new__(_Bytes)
+    part.offset, part.shape[0] = offset, dtype.itemsize
+    for n in sizes:
+        part.shape[0] *= n
+    if part.shape[0] == 0:
+        return torch.empty(sizes, dtype=dtype)
+    fastee_shared_keep(memory)
+    part.memory = memory
+    return torch.frombuffer(part, dtype=torch.uint8).view(dtype).view(sizes)
+
+
 # A contiguous tensor over part of `memory`: through the exchange table in 0.4 us, where torch.frombuffer and view take 1.2.
-cdef object shaped_tensor(_Memory memory, Py_ssize_t offset, int ndim, const int64_t* shape, object dtype):
+cdef object shaped_tensor(char* memory, Py_ssize_t offset, int ndim, const int64_t* shape, object dtype):
     cdef int64_t count = 1
     cdef int i
     cdef void* made = NULL
     cdef Lent* lent
     if table == NULL or ndim > MAX_DIMS:
-        for i in range(ndim):
-            count *= shape[i]
-        sizes = tuple([shape[i] for i in range(ndim)])
-        if count == 0:
-            return torch.empty(sizes, dtype=dtype)
-        return torch.frombuffer(memory, dtype=torch.uint8, count=count * dtype.itemsize, offset=offset).view(dtype).view(sizes)
+        return tensor_of_bytes(memory, offset, ndim, shape, dtype)
     lent = <Lent*> malloc(sizeof(Lent))
     if lent == NULL:
         raise MemoryError()
-    lent.m.major, lent.m.minor, lent.m.context, lent.m.deleter, lent.m.flags = 1, table.minor, memory.data, give_back, 0
-    lent.m.t.data = memory.data + offset
+    lent.m.major, lent.m.minor, lent.m.context, lent.m.deleter, lent.m.flags = 1, table.minor, memory, give_back, 0
+    lent.m.t.data = memory + offset
     lent.m.t.device.device_type, lent.m.t.device.device_id = 1, 0
     lent.m.t.ndim = ndim
     code, bits = <tuple> _CODES[dtype]
@@ -319,7 +329,7 @@ cdef object shaped_tensor(_Memory memory, Py_ssize_t offset, int ndim, const int
         lent.sizes[i], lent.sizes[MAX_DIMS + i] = shape[i], count
         count *= shape[i]
     lent.m.t.shape, lent.m.t.strides, lent.m.t.byte_offset = lent.sizes, lent.sizes + MAX_DIMS, 0
-    fastee_shared_keep(memory.data)
+    fastee_shared_keep(memory)
     if table.to_python(&lent.m, &made):
         give_back(&lent.m)
         return None  # the table has set the Python error
@@ -328,7 +338,7 @@ cdef object shaped_tensor(_Memory memory, Py_ssize_t offset, int ndim, const int
     return tensor
 
 
-cdef object tensor_at(_Memory memory, Py_ssize_t offset, Py_ssize_t count, object dtype):
+cdef object tensor_at(char* memory, Py_ssize_t offset, Py_ssize_t count, object dtype):
     cdef int64_t shape[1]
     shape[0] = count
     return shaped_tensor(memory, offset, 1, shape, dtype)
@@ -339,11 +349,14 @@ cdef tuple STATS = RowStats._fields
 
 cdef class Stats:
     """`RowStats` whose tensors are made on first access: the same names, order and length."""
-    cdef _Memory memory
+    cdef char* memory
     cdef Py_ssize_t rows, at
     cdef bint second
     cdef list _made
     _fields = STATS
+
+    def __dealloc__(self):
+        fastee_shared_drop(self.memory)
 
     def __getattr__(self, str name):
         # reached for the six field names only: everything else is found the usual way first
@@ -366,9 +379,9 @@ cdef class Stats:
             self._made = [None] * 6
         if self._made[i] is None:
             if i == 0:
-                self._made[0] = tensor_at(self.memory, 0, self.rows, torch.int64)
+                self._made[0] = tensor_at(self.memory, 0, self.rows, INT64)
             else:
-                self._made[i] = tensor_at(self.memory, self.at + 4 * self.rows * (i - 1), self.rows, torch.float32)
+                self._made[i] = tensor_at(self.memory, self.at + 4 * self.rows * (i - 1), self.rows, FLOAT32)
         return self._made[i]
 
     def __len__(self):
@@ -381,60 +394,81 @@ cdef class Stats:
         return repr(RowStats(*self))
 
 
-cdef Stats stats_at(_Memory memory, Py_ssize_t rows, Py_ssize_t at, bint second):
+# Takes over one share of `memory`.
+cdef Stats stats_at(char* memory, Py_ssize_t rows, Py_ssize_t at, bint second):
     cdef Stats s = Stats.__new__(Stats)
     s.memory, s.rows, s.at, s.second = memory, rows, at, second
     return s
 
 
+# Both decorators save time on the way of an exit at batch 1: no list of the collector (what a result holds, its own tensors, does not
+# point back at it), and the memory of the last results is taken again.
+@cython.no_gc
+@cython.freelist(8)
 cdef class HeadResult:
     """What exit_head and exit_step found: ``.label .confidence .exits .stats .logits`` (and ``.index .count``).
 
     Tensors are made on first access and share this object's memory; ``label_at(i)``, ``exits_at(i)`` and
     ``confidence_at(i)`` read plain numbers without making any.
     """
-    cdef _Memory memory
+    cdef char* memory
     cdef Py_ssize_t rows, classes, at_confidence, at_stats, at_exits, at_logits, at_index
-    cdef readonly object count
-    cdef object _label, _confidence, _exits, _stats, _logits, _index
+    cdef int64_t kept
+    cdef list _made
+
+    def __dealloc__(self):
+        fastee_shared_drop(self.memory)
+
+    cdef object made(self, int field, Py_ssize_t at, object dtype):
+        if self._made is None:
+            self._made = [None] * 6
+        found = self._made[field]
+        if found is None:
+            found = self._made[field] = tensor_at(self.memory, at, self.rows, dtype)
+        return found
 
     @property
     def label(self):
-        if self._label is None:
-            self._label = tensor_at(self.memory, 0, self.rows, torch.int64)
-        return self._label
+        return self.made(0, 0, INT64)
 
     @property
     def confidence(self):
-        if self._confidence is None:
-            self._confidence = tensor_at(self.memory, self.at_confidence, self.rows, torch.float32)
-        return self._confidence
+        return self.made(1, self.at_confidence, FLOAT32)
 
     @property
     def exits(self):
-        if self._exits is None:
-            self._exits = tensor_at(self.memory, self.at_exits, self.rows, torch.bool)
-        return self._exits
-
-    @property
-    def stats(self):
-        if self._stats is None:
-            self._stats = stats_at(self.memory, self.rows, self.at_stats, False)
-        return self._stats
-
-    @property
-    def logits(self):
-        if self._logits is None and self.at_logits >= 0:
-            self._logits = tensor_at(self.memory, self.at_logits, self.rows * self.classes, torch.float32).view(self.rows, self.classes)
-        return self._logits
+        return self.made(2, self.at_exits, BOOL)
 
     @property
     def index(self):
         if self.at_index < 0:
             raise AttributeError("exit_head has no index; exit_step has")
-        if self._index is None:
-            self._index = tensor_at(self.memory, self.at_index, self.rows, torch.int64)
-        return self._index
+        return self.made(3, self.at_index, INT64)
+
+    @property
+    def count(self):
+        return None if self.at_index < 0 else self.kept
+
+    @property
+    def stats(self):
+        if self._made is None:
+            self._made = [None] * 6
+        if self._made[4] is None:
+            fastee_shared_keep(self.memory)
+            self._made[4] = stats_at(self.memory, self.rows, self.at_stats, False)
+        return self._made[4]
+
+    @property
+    def logits(self):
+        cdef int64_t shape[2]
+        if self.at_logits < 0:
+            return None
+        if self._made is None:
+            self._made = [None] * 6
+        if self._made[5] is None:
+            shape[0], shape[1] = self.rows, self.classes
+            self._made[5] = shaped_tensor(self.memory, self.at_logits, 2, shape, FLOAT32)
+        return self._made[5]
 
     cdef Py_ssize_t row(self, Py_ssize_t i) except -1:
         if i < 0 or i >= self.rows:
@@ -442,13 +476,13 @@ cdef class HeadResult:
         return i
 
     def label_at(self, Py_ssize_t i):
-        return (<int64_t*> self.memory.data)[self.row(i)]
+        return (<int64_t*> self.memory)[self.row(i)]
 
     def confidence_at(self, Py_ssize_t i):
-        return (<float*> (self.memory.data + self.at_confidence))[self.row(i)]
+        return (<float*> (self.memory + self.at_confidence))[self.row(i)]
 
     def exits_at(self, Py_ssize_t i):
-        return (<uint8_t*> (self.memory.data + self.at_exits))[self.row(i)] != 0
+        return (<uint8_t*> (self.memory + self.at_exits))[self.row(i)] != 0
 
     def __len__(self):
         return self.rows
@@ -464,7 +498,7 @@ cdef tuple ROWS = ("data", "scale", "format", "group", "shape")
 
 cdef class Rows:
     """`QuantizedRows` whose tensors are made on first access: the same names, order and length."""
-    cdef _Memory memory
+    cdef char* memory
     cdef Py_ssize_t at_data, at_scale
     cdef int ndim, code
     cdef int64_t size[MAX_DIMS]  # of the source
@@ -472,6 +506,9 @@ cdef class Rows:
     cdef readonly str format
     cdef object _data, _scale
     _fields = ROWS
+
+    def __dealloc__(self):
+        fastee_shared_drop(self.memory)
 
     cdef int64_t groups(self):
         return 0 if self.code == 3 else self.row // self.chunk if self.chunk and self.row else 1
@@ -485,7 +522,7 @@ cdef class Rows:
         if self._data is None:
             if self.code == 1:
                 flat[0], flat[1] = self.size[0], self.row_bytes()
-                self._data = shaped_tensor(self.memory, self.at_data, 2, flat, torch.uint8)
+                self._data = shaped_tensor(self.memory, self.at_data, 2, flat, UINT8)
             else:
                 self._data = shaped_tensor(self.memory, self.at_data, self.ndim, self.size, _WIRE_DTYPES[self.format])
         return self._data
@@ -495,7 +532,7 @@ cdef class Rows:
         cdef int64_t shape[2]
         if self._scale is None:
             shape[0], shape[1] = 0 if self.code == 3 else self.size[0], self.groups()
-            self._scale = shaped_tensor(self.memory, self.at_scale, 2 if self.chunk else 1, shape, torch.float32)
+            self._scale = shaped_tensor(self.memory, self.at_scale, 2 if self.chunk else 1, shape, FLOAT32)
         return self._scale
 
     @property
@@ -560,7 +597,7 @@ cdef class PackResult(HeadResult):
     @property
     def wire(self):
         if self._wire is None:
-            self._wire = tensor_at(self.packed.memory, self.packed.at_scale, self.packed.nbytes, torch.uint8)
+            self._wire = tensor_at(self.packed.memory, self.packed.at_scale, self.packed.nbytes, UINT8)
         return self._wire
 
 
@@ -591,8 +628,8 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         return None  # fakes, functional wrappers and DTensors hold no memory of their own
     try:
         head.weight_scale = view_or_null(scale, &vs)
-        head.pool = _POOLS[pool]
-        head.measure = _MEASURES[measure]
+        head.pool = 0 if pool is "mean" else _POOLS[pool]  # literals are one object: the usual words need no look-up
+        head.measure = 0 if measure is "max_prob" else _MEASURES[measure]
         view(x, &vx)
         view(weight, &vw)
         head.bias = view_or_null(bias, &vb)
@@ -623,8 +660,8 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     if logits:
         r.at_logits, size = size, size + 4 * rows * r.classes
     r.at_exits, size = size, size + rows
-    r.memory = allocate(size)
-    cdef char* p = r.memory.data
+    cdef char* p = allocate(size)
+    r.memory = p
     out.stats.label = <int64_t*> p
     out.confidence = <float*> (p + r.at_confidence)
     out.stats.max_prob = <float*> (p + r.at_stats)
@@ -644,13 +681,13 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         kept.memory = allocate(capacity)
         if rows * (kept.row + vw.t.shape[0] * vw.t.shape[1]) > 50000:
             with nogil:
-                status = fastee_exit_pack(&vx.t, &head, kept.code, kept.chunk, &out, kept.memory.data, capacity, &offset, &nbytes, NULL)
+                status = fastee_exit_pack(&vx.t, &head, kept.code, kept.chunk, &out, kept.memory, capacity, &offset, &nbytes, NULL)
         else:
-            status = fastee_exit_pack(&vx.t, &head, kept.code, kept.chunk, &out, kept.memory.data, capacity, &offset, &nbytes, NULL)
+            status = fastee_exit_pack(&vx.t, &head, kept.code, kept.chunk, &out, kept.memory, capacity, &offset, &nbytes, NULL)
         if status != 0:
             return None
         kept.size[0], kept.at_scale, kept.at_data = count, offset, offset + 4 * kept.groups() * count
-        (<PackResult> r).packed, r.count = kept, count
+        (<PackResult> r).packed, r.kept = kept, count
         return r
     # Taking and releasing the GIL costs about 60 ns: not worth it below some 5 us of multiply-adds and elements to pool.
     work = rows * vw.t.shape[0] * vw.t.shape[1]
@@ -663,19 +700,18 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         status = fastee_exit_head(&vx.t, &head, &out, NULL)
     if status != 0:
         return None
-    if step:
-        r.count = count
+    r.kept = count
     return r
 
 
-
-
-cdef int fill_stats(fastee_row_stats_out* out, _Memory m, Py_ssize_t rows, bint second) noexcept:
-    out.label = <int64_t*> m.data
-    out.max_prob = <float*> (m.data + 8 * rows)
+# Statistics of `rows` rows that are still to be computed, and where they go.
+cdef Stats new_stats(fastee_row_stats_out* out, Py_ssize_t rows, bint second):
+    cdef Stats s = stats_at(allocate(28 * rows), rows, 8 * rows, second)
+    out.label = <int64_t*> s.memory
+    out.max_prob = <float*> (s.memory + 8 * rows)
     out.margin, out.entropy, out.lse = out.max_prob + rows, out.max_prob + 2 * rows, out.max_prob + 3 * rows
     out.entropy_p2 = out.max_prob + 4 * rows if second else NULL
-    return 0
+    return s
 
 
 def row_stats(logits, double temperature, bint second_moment):
@@ -683,13 +719,11 @@ def row_stats(logits, double temperature, bint second_moment):
     cdef fastee_row_stats_out out
     cdef fastee_status status
     view(logits, &v)
-    cdef Py_ssize_t rows = v.t.shape[0]
-    m = allocate(28 * rows)
-    fill_stats(&out, m, rows, second_moment)
+    s = new_stats(&out, v.t.shape[0], second_moment)
     with nogil:
         status = fastee_row_stats(&v.t, temperature, &out, NULL)
     check(status)
-    return stats_at(m, rows, 8 * rows, second_moment)
+    return s
 
 
 def linear_stats(x, weight, bias, double temperature, bint second_moment):
@@ -702,13 +736,11 @@ def linear_stats(x, weight, bias, double temperature, bint second_moment):
     memset(&head, 0, sizeof(head))
     memset(&out, 0, sizeof(out))
     head.pool, head.temperature, head.weight, head.bias = 4, temperature, &vw.t, view_or_null(bias, &vb)
-    cdef Py_ssize_t rows = vx.t.shape[0]
-    m = allocate(28 * rows)
-    fill_stats(&out.stats, m, rows, second_moment)
+    s = new_stats(&out.stats, vx.t.shape[0], second_moment)
     with nogil:
         status = fastee_exit_head(&vx.t, &head, &out, NULL)
     check(status)
-    return stats_at(m, rows, 8 * rows, second_moment)
+    return s
 
 
 def mean_entropy(logits, mask, double temperature, out):
@@ -862,16 +894,14 @@ def direct_row_stats(logits, temperature, bint second_moment):
         return None
     if v.t.ndim != 2:
         return None
-    cdef Py_ssize_t rows = v.t.shape[0]
-    m = allocate(28 * rows)
-    fill_stats(&out, m, rows, second_moment)
+    s = new_stats(&out, v.t.shape[0], second_moment)
     cdef fastee_status status
-    if rows * v.t.shape[1] > 20000:
+    if v.t.shape[0] * v.t.shape[1] > 20000:
         with nogil:
             status = fastee_row_stats(&v.t, divisor, &out, NULL)
     else:
         status = fastee_row_stats(&v.t, divisor, &out, NULL)
-    return None if status else stats_at(m, rows, 8 * rows, second_moment)
+    return None if status else s
 
 
 def direct_compact(mask):
@@ -885,10 +915,13 @@ def direct_compact(mask):
         return None
     if vm.t.ndim != 1 or not (is_kind(&vm.t, 6, 8) or is_kind(&vm.t, 1, 8)):
         return None
-    m = allocate(8 * vm.t.shape[0])
-    if fastee_compact(&vm.t, <int64_t*> m.data, &count, NULL):
-        return None
-    return tensor_at(m, 0, vm.t.shape[0], torch.int64), count
+    cdef char* m = allocate(8 * vm.t.shape[0])
+    try:
+        if fastee_compact(&vm.t, <int64_t*> m, &count, NULL):
+            return None
+        return tensor_at(m, 0, vm.t.shape[0], INT64), count
+    finally:
+        fastee_shared_drop(m)
 
 
 # What the C ABI takes for Rows that lie in `memory`.
@@ -901,13 +934,13 @@ cdef struct RowViews:
 
 cdef void describe(Rows q, RowViews* v) noexcept:
     memset(v, 0, sizeof(RowViews))
-    v.data.data, v.data.shape, v.data.ndim = q.memory.data + q.at_data, q.size, q.ndim
+    v.data.data, v.data.shape, v.data.ndim = q.memory + q.at_data, q.size, q.ndim
     v.data.dtype.code, v.data.dtype.bits, v.data.dtype.lanes = 0 if q.code == 0 else 4 if q.code == 3 else 1, 16 if q.code == 3 else 8, 1
     if q.code == 1:
         v.data_shape[0], v.data_shape[1] = q.size[0], q.row_bytes()
         v.data.shape, v.data.ndim = v.data_shape, 2
     v.scale_shape[0], v.scale_shape[1] = q.size[0], q.groups()
-    v.scale.data, v.scale.shape, v.scale.ndim = q.memory.data + q.at_scale, v.scale_shape, 2
+    v.scale.data, v.scale.shape, v.scale.ndim = q.memory + q.at_scale, v.scale_shape, 2
     v.scale.dtype.code, v.scale.dtype.bits, v.scale.dtype.lanes = 2, 32, 1
     v.data.device.device_type = v.scale.device.device_type = 1
 
@@ -978,12 +1011,15 @@ def direct_dequantize(q):
         count *= out.shape[i]
     if count < 0:
         return None
-    m = allocate(4 * count)
-    out.data, out.device.device_type = m.data, 1
+    cdef char* m = allocate(4 * count)
+    out.data, out.device.device_type = m, 1
     out.dtype.code, out.dtype.bits, out.dtype.lanes = 2, 32, 1
-    if count > 50000:
-        with nogil:
+    try:
+        if count > 50000:
+            with nogil:
+                status = fastee_dequantize_rows(&v.data, &v.scale, code, group, &out, NULL)
+        else:
             status = fastee_dequantize_rows(&v.data, &v.scale, code, group, &out, NULL)
-    else:
-        status = fastee_dequantize_rows(&v.data, &v.scale, code, group, &out, NULL)
-    return None if status else shaped_tensor(m, 0, out.ndim, out.shape, torch.float32)
+        return None if status else shaped_tensor(m, 0, out.ndim, out.shape, FLOAT32)
+    finally:
+        fastee_shared_drop(m)

@@ -68,9 +68,12 @@ def register(op: Op) -> Op:
     return op
 
 
-def direct(name: str) -> Callable | None:
-    """Return the native function that an op may call before any check or choice, None when there is none or another backend is asked for."""
-    return getattr(native.hot, name) if native.hot is not None and ASKED in ("auto", "cpu") else None
+def direct(name: str) -> Callable:
+    """Return the native function that an op may call before any check or choice.
+
+    Where there is none, or another backend is asked for, it is one that hands every call back as the native ones do: with None.
+    """
+    return getattr(native.hot, name) if native.hot is not None and ASKED in ("auto", "cpu") else lambda *args: None
 
 
 def _backend_name(name: str) -> str:

@@ -49,23 +49,29 @@ inline fastee_status wrong(fastee_status status, const char* op, const char* nam
   return fail(status, std::string(op) + ": " + name + " must be " + wanted + ", got " + (got ? describe(*got) : "NULL"));
 }
 
+// What was wanted: a literal, or a function that makes the text. Only an error calls it: in a call of 1 us three texts would be a tenth.
+inline std::string text(const char* wanted) { return wanted; }
+template <typename F>
+std::string text(const F& wanted) { return wanted(); }
+
 #define FASTEE_TRY(expression)                              \
   do {                                                      \
     if (fastee_status status_ = (expression)) return status_; \
   } while (0)
 
 // A tensor in FASTEE_HOME's memory, of the given element type and number of dimensions (any when ndim < 0).
-inline fastee_status expect(const char* op, const char* name, const DLTensor* t, uint8_t code, uint8_t bits, int ndim, const char* wanted) {
-  if (!t || (t->ndim > 0 && !t->shape)) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, nullptr);
-  if (t->device.device_type != FASTEE_HOME) return wrong(FASTEE_WRONG_TYPE, op, name, wanted + std::string(kHome), t);
-  if (!is(*t, code, bits)) return wrong(FASTEE_WRONG_TYPE, op, name, wanted, t);
-  if (ndim >= 0 && t->ndim != ndim) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, t);
+template <typename W>
+fastee_status expect(const char* op, const char* name, const DLTensor* t, uint8_t code, uint8_t bits, int ndim, const W& wanted) {
+  if (!t || (t->ndim > 0 && !t->shape)) return wrong(FASTEE_INVALID_ARGUMENT, op, name, text(wanted), nullptr);
+  if (t->device.device_type != FASTEE_HOME) return wrong(FASTEE_WRONG_TYPE, op, name, text(wanted) + kHome, t);
+  if (!is(*t, code, bits)) return wrong(FASTEE_WRONG_TYPE, op, name, text(wanted), t);
+  if (ndim >= 0 && t->ndim != ndim) return wrong(FASTEE_INVALID_ARGUMENT, op, name, text(wanted), t);
   int64_t elements = 1;
   for (int i = 0; i < t->ndim; ++i) {
-    if (t->shape[i] < 0) return wrong(FASTEE_INVALID_ARGUMENT, op, name, std::string(wanted) + " with sizes >= 0", t);
+    if (t->shape[i] < 0) return wrong(FASTEE_INVALID_ARGUMENT, op, name, text(wanted) + " with sizes >= 0", t);
     elements *= t->shape[i];
   }
-  if (elements && !t->data) return wrong(FASTEE_INVALID_ARGUMENT, op, name, std::string(wanted) + " with memory", t);
+  if (elements && !t->data) return wrong(FASTEE_INVALID_ARGUMENT, op, name, text(wanted) + " with memory", t);
   return FASTEE_OK;
 }
 
@@ -78,10 +84,10 @@ inline fastee_status expect_float(const char* op, const char* name, const DLTens
 
 inline fastee_status expect_vector(const char* op, const char* name, const DLTensor* t, int64_t length, const char* of) {
   if (!t) return FASTEE_OK;
-  const std::string wanted = std::string("float32 [") + of + "] with " + number(length) + " elements, contiguous";
-  FASTEE_TRY(expect(op, name, t, kDLFloat, 32, 1, wanted.c_str()));
-  if (t->shape[0] != length) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted, t);
-  return contiguous_from(*t, 0) ? FASTEE_OK : wrong(FASTEE_UNSUPPORTED, op, name, wanted, t);
+  auto wanted = [&] { return std::string("float32 [") + of + "] with " + number(length) + " elements, contiguous"; };
+  FASTEE_TRY(expect(op, name, t, kDLFloat, 32, 1, wanted));
+  if (t->shape[0] != length) return wrong(FASTEE_INVALID_ARGUMENT, op, name, wanted(), t);
+  return contiguous_from(*t, 0) ? FASTEE_OK : wrong(FASTEE_UNSUPPORTED, op, name, wanted(), t);
 }
 
 inline fastee_status unsupported_rows(const char* op, const char* name, const DLTensor& t) {

@@ -69,7 +69,7 @@ fastee_status fastee::expect_temperature(const char* op, float temperature) {
 
 fastee_status fastee::head_args(const char* op, const DLTensor* x, const fastee_head* head, const fastee_head_out* out, cpu::HeadArgs* args) {
   if (!head || !out || !out->stats.label) return fail(FASTEE_INVALID_ARGUMENT, std::string(op) + ": head, out and out.stats.label must not be NULL");
-  cpu::HeadArgs a{};
+  cpu::HeadArgs& a = *args = {};
   FASTEE_TRY(see_activation(op, x, head->pool, head->mask, &a.x));
   const bool narrow = head->weight_scale != nullptr;
   a.weight_element = cpu::kI8;
@@ -111,6 +111,5 @@ fastee_status fastee::head_args(const char* op, const DLTensor* x, const fastee_
   a.max_prob = out->stats.max_prob, a.margin = out->stats.margin, a.entropy = out->stats.entropy;
   a.lse = out->stats.lse, a.entropy_p2 = out->stats.entropy_p2;
   a.confidence = out->confidence, a.exits = out->exits, a.logits = out->logits;
-  *args = a;
   return FASTEE_OK;
 }

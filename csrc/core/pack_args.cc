@@ -12,10 +12,10 @@ fastee_status fastee::expect_group(const char* op, int64_t row, int64_t* group) 
 }
 
 static fastee_status expect_scales(const char* op, const DLTensor* scale, int64_t rows, int64_t groups) {
-  const std::string wanted = "float32 with " + number(rows) + " x " + number(groups) + " elements, contiguous";
-  FASTEE_TRY(expect(op, "scale", scale, kDLFloat, 32, -1, wanted.c_str()));
+  auto wanted = [&] { return "float32 with " + number(rows) + " x " + number(groups) + " elements, contiguous"; };
+  FASTEE_TRY(expect(op, "scale", scale, kDLFloat, 32, -1, wanted));
   if (product(*scale, 0, scale->ndim) == rows * groups && contiguous_from(*scale, 0)) return FASTEE_OK;
-  return wrong(FASTEE_INVALID_ARGUMENT, op, "scale", wanted, scale);
+  return wrong(FASTEE_INVALID_ARGUMENT, op, "scale", wanted(), scale);
 }
 
 int64_t fastee::row_bytes(int format, int64_t row) { return format == FASTEE_INT4 ? row / 2 + row % 2 : format == FASTEE_BF16 ? 2 * row : row; }
@@ -26,10 +26,12 @@ fastee_status fastee::expect_packed(const char* op, const DLTensor* data, int fo
   static const uint8_t codes[] = {kDLInt, kDLUInt, kDLUInt, kDLBfloat};
   if (format < FASTEE_INT8 || format > FASTEE_BF16) return fail(FASTEE_INVALID_ARGUMENT, std::string(op) + ": format must be 0 to 3, got " + number(format));
   const bool nibbles = format == FASTEE_INT4;
-  const std::string wanted = std::string(names[format]) + (nibbles ? " [B, " + number(row_bytes(format, row)) + "]" : " with the shape of " + (like_name + (" " + describe(like))));
-  FASTEE_TRY(expect(op, "data", data, codes[format], format == FASTEE_BF16 ? 16 : 8, nibbles ? 2 : like.ndim, wanted.c_str()));
+  auto wanted = [&] {
+    return std::string(names[format]) + (nibbles ? " [B, " + number(row_bytes(format, row)) + "]" : " with the shape of " + (like_name + (" " + describe(like))));
+  };
+  FASTEE_TRY(expect(op, "data", data, codes[format], format == FASTEE_BF16 ? 16 : 8, nibbles ? 2 : like.ndim, wanted));
   const bool fits = nibbles ? data->shape[0] == like.shape[0] && data->shape[1] == row_bytes(format, row) : same_shape(like, *data);
-  if (!fits) return wrong(FASTEE_INVALID_ARGUMENT, op, "data", wanted, data);
+  if (!fits) return wrong(FASTEE_INVALID_ARGUMENT, op, "data", wanted(), data);
   return contiguous_from(*data, 1) ? FASTEE_OK : unsupported_rows(op, "data", *data);
 }
 

@@ -44,10 +44,10 @@ cpu::HeadArgs slice(cpu::HeadArgs a, int64_t first, int64_t last) {
   return a;
 }
 
-bool exit_head(const cpu::HeadArgs& args) {
+bool exit_head(cpu::HeadArgs& args) {
   const cpu::Kernels& k = cpu::kernels();
   std::atomic<bool> memory{true};
-  auto run = [&](cpu::HeadArgs a) {
+  auto run = [&](cpu::HeadArgs& a) {
     a.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(a.x.rows, a.x.features, a.classes))));
     if (a.scratch)
       k.exit_head(a);
@@ -77,7 +77,11 @@ bool exit_head(const cpu::HeadArgs& args) {
     if (memory) k.finish_head(all);
   } else {
     const int64_t enough = d * 4 * 64 > 512 << 10 ? most : 64, grain = std::clamp<int64_t>(args.x.rows / threads, 8, std::min(most, enough));
-    for_rows(args.x.rows, pooling + product, grain, most, [&](int64_t first, int64_t last) { run(slice(args, first, last)); });
+    for_rows(args.x.rows, pooling + product, grain, most, [&](int64_t first, int64_t last) {
+      if (last - first == args.x.rows) return run(args);  // as it stands: copies are a twentieth of a small head
+      cpu::HeadArgs a = slice(args, first, last);
+      run(a);
+    });
   }
   return memory.load(std::memory_order_relaxed);
 }

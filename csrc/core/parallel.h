@@ -5,7 +5,7 @@
 #include "cpu/kernels.h"
 
 namespace fastee::parallel {
-bool exit_head(const cpu::HeadArgs& args);  // args.scratch is ignored; false: no memory for the working buffer
+bool exit_head(cpu::HeadArgs& args);  // args.scratch is set here; false: no memory for the working buffer
 void row_stats(const cpu::RowStatsArgs& args);
 void mean_entropy(const cpu::MeanEntropyArgs& args);
 void feature_delta(const cpu::FeatureDeltaArgs& args);

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastee import dispatch, native, reference
 
@@ -69,12 +69,11 @@ def compact(mask: Tensor, *, backend: str | None = None) -> CompactResult:
     >>> fastee.ops.compact(torch.tensor([False, True, False, True])).index.tolist()
     [1, 3, 2, 0]
     """
-    compiling = is_compiling()
-    if _direct is not None and backend is None and not compiling:
+    if backend is None and not is_dynamo_compiling():
         result = _direct(mask)
         if result is not None:
             return CompactResult(*result)
     args, options = _check_args(mask)
-    if compiling:
+    if is_compiling():
         return CompactResult(*torch.ops.fastee.compact(*args))
     return dispatch.choose(_op, args, options, backend).run(*args)

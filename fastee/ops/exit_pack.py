@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastee import dispatch, native, reference
 from fastee.reference import Norm, RowStats
@@ -145,12 +145,9 @@ def exit_pack(
     >>> out.count, out.packed.data.tolist(), out.wire.numel()
     (1, [[127, -127]], 6)
     """
-    if is_compiling():
-        args, _ = _check_args(x, weight, bias, pool, norm, measure, threshold, format, group=group, temperature=temperature, mask=mask, logits=logits)
-        return _through_torch(*args)
-    if _direct is not None and backend is None and mask is None:
+    if backend is None and mask is None and not is_dynamo_compiling():
         result = _direct(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, format, group)
         if result is not None:
             return result
     args, options = _check_args(x, weight, bias, pool, norm, measure, threshold, format, group=group, temperature=temperature, mask=mask, logits=logits)
-    return dispatch.choose(_op, args, options, backend).run(*args)
+    return _through_torch(*args) if is_compiling() else dispatch.choose(_op, args, options, backend).run(*args)

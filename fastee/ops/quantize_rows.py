@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastee import dispatch, native, reference
 
@@ -207,13 +207,12 @@ def quantize_rows(x: Tensor, format: str = "int8", group: int | None = None, *, 
     >>> fastee.ops.quantize_rows(torch.tensor([[1.0, -7.0, 3.0]]), "int4").data.tolist()  # 1 | -7 << 4, 3
     [[145, 3]]
     """
-    compiling = is_compiling()
-    if _direct_quantize is not None and backend is None and not compiling:
+    if backend is None and not is_dynamo_compiling():
         result = _direct_quantize(x, format, group)
         if result is not None:
             return result
     args, options = _check_quantize(x, format, group)
-    if compiling:
+    if is_compiling():
         return QuantizedRows(*torch.ops.fastee.quantize_rows(*args), format, group, tuple(args[0].shape))
     return dispatch.choose(_quantize, args, options, backend).run(*args)
 
@@ -225,12 +224,11 @@ def dequantize_rows(q: QuantizedRows, *, backend: str | None = None) -> Tensor:
     >>> fastee.ops.dequantize_rows(fastee.ops.quantize_rows(torch.tensor([[127.0, -127.0]]))).tolist()
     [[127.0, -127.0]]
     """
-    compiling = is_compiling()
-    if _direct_dequantize is not None and backend is None and isinstance(q, ROWS) and not compiling:
+    if backend is None and isinstance(q, ROWS) and not is_dynamo_compiling():
         result = _direct_dequantize(q)
         if result is not None:
             return result
     args, options = _check_dequantize(q)
-    if compiling:
+    if is_compiling():
         return torch.ops.fastee.dequantize_rows(*args)
     return dispatch.choose(_dequantize, args, options, backend).run(*args)

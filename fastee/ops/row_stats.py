@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastee import dispatch, native, reference
 from fastee.reference import RowStats
@@ -87,13 +87,12 @@ def row_stats(logits: Tensor, *, temperature: float = 1.0, second_moment: bool =
     >>> s.label.tolist(), s.max_prob.tolist()
     ([0, 0], [0.5, 1.0])
     """
-    compiling = is_compiling()
-    if _direct is not None and backend is None and not compiling:
+    if backend is None and not is_dynamo_compiling():
         result = _direct(logits, temperature, second_moment)
         if result is not None:
             return result
     args, options = _check_args(logits, temperature=temperature, second_moment=second_moment)
-    if compiling:
+    if is_compiling():
         out = torch.ops.fastee.row_stats(*args)
         return RowStats(*out[:5], out[5] if second_moment else None)
     return dispatch.choose(_op, args, options, backend).run(*args)
