@@ -70,7 +70,7 @@ extern "C" fastee_status fastee_quantize_rows(const DLTensor* x, fastee_format f
   if (row == 0 && scales)
     for (int64_t i = 0; i < x->shape[0]; ++i) scales[i] = 0.0f;
   const int64_t width = format == FASTEE_BF16 ? 2 : 1;
-  parallel::quantize_rows({format, element, bytes_of<void>(*x), x->shape[0], row, stride(*x, 0), group, bytes_of<uint8_t>(*data), width * stride(*data, 0), scales});
+  parallel::quantize_rows({format, element, bytes_of<void>(*x), x->shape[0], row, stride(*x, 0), group, bytes_of<uint8_t>(*data), width * stride(*data, 0), scales, nullptr});
   return FASTEE_OK;
 }
 

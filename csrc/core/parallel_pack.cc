@@ -69,8 +69,11 @@ void dequantize_rows(const cpu::DequantizeArgs& args) {
 int64_t exit_pack(const cpu::HeadArgs& args, const Packing& to) {
   const cpu::Kernels& k = cpu::kernels();
   const int64_t rows = args.x.rows, width = args.x.element == cpu::kF32 ? 4 : 2, scale_bytes = 4 * to.groups;
-  // As many rows as stay in the L2 cache between the head's reading and the packing; a head of many weights wants at least four.
-  const int64_t fit = (256 << 10) / (width * to.row), chunk = fit < 4 ? 4 : fit > cpu::kRowChunk ? cpu::kRowChunk : fit;
+  // As many rows as stay in the L2 cache between the head's reading and the packing; a head whose weights leave the L1 cache wants at least four.
+  const int64_t fit = (256 << 10) / (width * to.row), least = args.classes * args.x.features > 4096 ? 4 : 1;
+  const int64_t chunk = fit < least ? least : fit > cpu::kRowChunk ? cpu::kRowChunk : fit;
+  // Where the pool reads every value of a row, it finds the largest for the packing, which then reads the row once.
+  const bool pooled = !args.direct && args.x.feature_stride > 1 && to.group == to.row && to.format != cpu::kBf16Rows;
   std::atomic<int64_t> trouble{0};
   const int ranges = num_threads();
   std::vector<int64_t> kept(static_cast<size_t>(ranges));
@@ -80,13 +83,15 @@ int64_t exit_pack(const cpu::HeadArgs& args, const Packing& to) {
       cpu::HeadArgs part = slice(args, at, at + chunk < last ? at + chunk : last);
       part.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(part.x.rows, part.x.features, part.classes))));
       if (!part.scratch) return trouble.store(-1, std::memory_order_relaxed);
+      uint32_t largest[cpu::kRowChunk];
+      if (pooled) part.largest = largest;
       k.exit_head(part);
       for (int64_t b = 0; b < part.x.rows; ++b) {
         if (part.exits[b]) continue;
         if ((first + count + 1) * to.bytes > to.room) return trouble.store(-2 - (first + count + 1), std::memory_order_relaxed);
         const void* row = past_elements(to.x, args.x.element, (at + b) * args.x.row_stride);
         k.quantize_rows({to.format, args.x.element, row, 1, to.row, 0, to.group, to.data + (first + count) * to.bytes, to.bytes,
-                         to.groups ? reinterpret_cast<float*>(to.scales + (first + count) * scale_bytes) : nullptr});
+                         to.groups ? reinterpret_cast<float*>(to.scales + (first + count) * scale_bytes) : nullptr, pooled ? largest + b : nullptr});
         ++count;
       }
     }

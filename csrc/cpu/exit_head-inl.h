@@ -108,7 +108,7 @@ static void exit_head(const HeadArgs& a) {
     if (a.direct) {
       features = static_cast<const float*>(a.x.data) + first * a.x.row_stride;
     } else {
-      pool_rows(a.x, first, rows, pooled, fs);
+      pool_rows(a.x, first, rows, pooled, fs, a.largest);
       if (a.norm)
         for (int64_t r = 0; r < rows; ++r) normalize(a, pooled + r * fs, a.x.features);
     }

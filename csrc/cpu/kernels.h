@@ -47,6 +47,7 @@ struct HeadArgs {
   // logits; finish_head merges and writes. Null: all tiles, merged and written at once.
   RowState* states;
   int64_t first_tile, last_tile;
+  uint32_t* largest;  // null, or [rows]: bits of each row's largest magnitude, found by a mean pool of contiguous rows (feature_stride > 1)
 };
 
 struct RowStatsArgs {
@@ -86,6 +87,7 @@ struct QuantizeArgs {
   uint8_t* data;
   int64_t data_stride;  // bytes
   float* scale;         // [rows, row / group]; null for bf16
+  const uint32_t* largest;  // null, or [rows]: bits of each row's largest magnitude, known beforehand; one group a row
 };
 
 struct DequantizeArgs {

@@ -113,9 +113,10 @@ struct Floats {
   const void* row;
   int element;
   int64_t step;
+  const uint32_t* known;
   alignas(64) float wide[kNibbles];
 
-  Floats(const QuantizeArgs& a, int64_t b) : element(a.element), step(element == kF32 ? INT64_MAX : kNibbles) {
+  Floats(const QuantizeArgs& a, int64_t b) : element(a.element), step(element == kF32 ? INT64_MAX : kNibbles), known(a.largest ? a.largest + b : nullptr) {
     row = static_cast<const char*>(a.x) + b * a.row_stride * (element == kF32 ? 4 : 2);
   }
   const float* at(int64_t i, int64_t n) {
@@ -124,6 +125,7 @@ struct Floats {
     return wide;
   }
   uint32_t largest(int64_t from, int64_t n) {
+    if (known) return *known;
     uint32_t top = 0;
     for (int64_t i = 0, here; i < n; i += here) {
       here = n - i < step ? n - i : step;

@@ -102,8 +102,10 @@ void planes_are_the_same_bytes_everywhere() {
     }
 }
 
-void an_exit_packs_into_the_callers_buffer() {
-  constexpr int64_t rows = 70, features = 12, inner = 9, row = features * inner;
+// Nine values of twelve features are pooled four features abreast, seventy of twenty one after another.
+void an_exit_packs_into_the_callers_buffer(int64_t features, int64_t inner) {
+  constexpr int64_t rows = 70;
+  const int64_t row = features * inner;
   std::vector<float> x = values(rows * row, 11), w = values(3 * features, 12);
   Tensor tx(x.data(), {rows, features, inner}), tw(w.data(), {3, features});
   std::vector<int64_t> label(rows), index(rows);
@@ -141,6 +143,7 @@ void an_exit_packs_into_the_callers_buffer() {
 int main() {
   rows_are_the_same_bytes_everywhere();
   planes_are_the_same_bytes_everywhere();
-  an_exit_packs_into_the_callers_buffer();
+  an_exit_packs_into_the_callers_buffer(12, 9);
+  an_exit_packs_into_the_callers_buffer(20, 70);
   return report("test_pack");
 }

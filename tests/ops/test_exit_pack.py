@@ -42,6 +42,22 @@ def test_groups(way, group, format):
     same(ops.exit_pack(x, w, threshold=0.4, format=format, group=group, backend=way), x, ops.exit_step(x, w, threshold=0.4, backend=way), format, group)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_value_that_the_pool_finds(format, dtype):
+    """A mean pool finds each row's scale on its way: the same bytes as from a pass of their own, whatever the row holds."""
+    g = torch.Generator().manual_seed(11)
+    for shape in ((7, 18, 9, 9), (7, 17, 3, 3)):  # features one after another, four abreast; neither a multiple of sixteen
+        x, w = torch.randn(shape, generator=g).to(dtype), torch.randn(4, shape[1], generator=g)
+        x[1, 3, 2, 2], x[2, -1, -1, -1], x[3], x[4] = float("nan"), float("-inf"), 0.0, x[4] * 1e-30
+        x[5, -1, -1, -1], x[6, 0, 0, 0] = -100.0, 100.0  # the last value and the first
+        for threshold in (0.6, float("inf")):
+            step, out = ops.exit_step(x, w, threshold=threshold), ops.exit_pack(x, w, threshold=threshold, format=format)
+            q = ops.quantize_rows(ops.gather_rows(x, step.index[: step.count]), format)
+            assert torch.equal(out.index, step.index) and out.count == step.count >= 2
+            assert torch.equal(out.wire, torch.cat([part.reshape(-1).view(torch.uint8) for part in (q.scale, q.data)]))
+
+
 def test_row_strides_logits_and_other_dtypes():
     wide, w = torch.randn(20, 2, 8, 3, generator=torch.Generator().manual_seed(7)), torch.eye(8)[:3]
     x = wide[:, 1]
