@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -144,7 +145,7 @@ async def _main() -> None:
         print(json.dumps(answer), flush=True)
         line = await orders.readline()
         if not line:
-            return
+            os._exit(0)  # nothing is worth tidying up; cancelled streams would each leave a traceback
         answer = roads.obey(json.loads(line))
 
 
