@@ -51,8 +51,6 @@ _ATTEMPT_STEP = 256
 _HELP_SECONDS = 0.02
 # A node whose heartbeats (every 0.1 s) have not been heard for so long is suspect: not lost yet, but nothing that has a deadline waits for it.
 _SUSPECT_SECONDS = 0.25
-# A second node is asked only where no more tasks wait: where all are busy, asking twice would make it worse.
-_IDLE_QUEUE = 2
 _WATCH_NS = 5_000_000  # between two looks whether the processes live: a system call each
 # A waiting caller that had its answers sooner than this looks again and again instead of sleeping, for twice as long as they took: on two idle
 # cores that took the median offload of 64 KB over loopback from 0.42 to 0.39 ms (2026-11). Looking for 0.2 ms whatever comes cost 0.06 ms.
@@ -92,7 +90,6 @@ class _Task:
     attempt: int = 0
     visited: set[int] = field(default_factory=set)
     due: int = NO_DEADLINE
-    refuge: int = -1
 
 
 class NodeState:
@@ -152,7 +149,6 @@ class Client:
         self._pending: dict[int, _Task] = {}
         self._expiries: list[tuple[int, int]] = []
         self._again: list[tuple[int, int, int]] = []
-        self._doubts: list[tuple[int, int]] = []
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._fatal: BaseException | None = None
@@ -362,7 +358,7 @@ class Client:
                 task.future.set_result(task.outcome)
 
     def _pause(self) -> float:
-        soonest = min([q[0][0] for q in (self._expiries, self._again, self._doubts) if q], default=1 << 62)
+        soonest = min([q[0][0] for q in (self._expiries, self._again) if q], default=1 << 62)
         return min(_TICK_SECONDS, max(0.0, (soonest - time.monotonic_ns()) * 1e-9))
 
     def _start(self, task: _Task, now: int) -> None:
@@ -406,15 +402,6 @@ class Client:
                     if node.index in task.visited and self._may_flee(task):
                         self._start_over(task.number, task.attempt)
 
-    def _doubt(self, task: _Task) -> None:
-        """Half of a task's time is over. Where it is, or the way there, is slower than anybody knows: let another node try as well, at once and
-        alone; the first answer counts. Where it entered if it went on from there, else the next node."""
-        others = [n.index for n in self.nodes if n.up and not n.suspect and not n.beat.leaving and n.index != task.place and n.beat.queue <= _IDLE_QUEUE]
-        if self._may_flee(task) and others and task.place >= 0:
-            task.refuge = task.entry if task.entry in others else others[0]
-            self.counts["doubted"] += 1
-            self._start_over(task.number, task.attempt)
-
     def _may_flee(self, task: _Task) -> bool:
         return self._segments > 0 and task.deadline is not None and not task.route and any(n.up and not n.suspect for n in self.nodes)
 
@@ -448,10 +435,6 @@ class Client:
             task = self._pending.get(number)
             if task is not None and task.attempt == attempt:
                 self._queue.appendleft(task)
-        while self._doubts and self._doubts[0][0] <= now:
-            task = self._pending.get(heapq.heappop(self._doubts)[1])
-            if task is not None and task.attempt == 0:
-                self._doubt(task)
         while self._expiries and self._expiries[0][0] <= now:
             task = self._pending.get(heapq.heappop(self._expiries)[1])
             if task is not None:
@@ -483,15 +466,11 @@ class Client:
                 self._fail(task, FingerprintMismatch(f"cluster: no node takes this client: {refusal}"))
 
     def _send(self, task: _Task, entry: NodeState) -> None:
-        if task.refuge >= 0 and self.nodes[task.refuge].up:
-            entry = self.nodes[task.refuge]
-        if task.attempt == 0 and task.deadline is not None:
-            heapq.heappush(self._doubts, ((task.start + task.due) // 2, task.number))
         task.entry = task.place = entry.index
         task.hops, task.visited = task.attempt * _ATTEMPT_STEP, {entry.index}
         entry.in_flight += 1
         # While a node is suspect the others do not know it yet and would go on sending there: the task stays where it enters.
-        fleeing = self._may_flee(task) and (task.refuge >= 0 or any(n.suspect for n in self.nodes))
+        fleeing = any(n.suspect for n in self.nodes) and self._may_flee(task)
         route = bytes([entry.index]) * self._segments if fleeing else task.route
         codec = "raw" if task.codec == FREE or entry.index == 0 else codecs.codec_name(task.codec)
         peer, sent = node_peer(entry.index), None
@@ -632,8 +611,6 @@ class Client:
             node.beat = msgspec.structs.replace(node.beat, leaving=True)
         if refusal.code in ("undeliverable", "leaving"):
             self._start_over(task.number, task.attempt)
-        elif task.refuge >= 0 and task.attempt == 1 and refusal.code in ("rejected", "late"):
-            return  # the second node cannot; the first one may still
         elif refusal.code == "rejected":
             self._fail(task, Rejected(f"cluster: {refusal.reason}"))
         elif refusal.code == "late":

@@ -193,26 +193,3 @@ def test_a_deadline_shorter_than_detection_is_kept_when_a_node_hangs(net):
         late = [o for o in outcomes if isinstance(o, Exception) or o.latency > 0.6]
         assert len(late) <= 2, late
         assert cluster.stats()["retries"] > 0
-
-
-class Wide(torch.nn.Module):
-    """64 KB in, next to nothing to compute."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = torch.nn.Identity(), torch.nn.Linear(4, 10)
-
-    def forward(self, x):
-        return self.b(self.a(x)[:, :4])
-
-
-def test_a_task_whose_way_turns_out_slow_is_tried_elsewhere_in_time():
-    """The profile says 1 Gbit/s, so the slow first node sends tasks away; the link has 0.5 Mbit/s, which takes a second for each."""
-    x = torch.randn(2, 16384)
-    net = fastee.attach(Wide(), exits=["a"], num_classes=10, example=x[:1]).eval().set_rule(thresholds=[float("inf")])
-    torch.set_num_threads(1)
-    told = fastee.profile(net, x[:1], nodes=("mobile", "edge"), batch_sizes=(1,), slowdown=(100, 1), link="1gbit 1ms")
-    with fastee.local_cluster(net, nodes=2, link="0.5mbit 1ms", slowdown=[100, 1], profile=told, codec="raw", credit=8, timeout=15) as cluster:
-        answers = [future.exception(5) or future.result() for future in [cluster.submit(row[None], deadline=0.9) for row in x]]
-        assert all(not isinstance(a, Exception) and a.latency <= 0.9 and a.node == 0 for a in answers), answers
-        assert cluster.stats()["retries"] >= 1
