@@ -1,5 +1,5 @@
-"""The spatial planner: plans per group and rate beside every baseline, the substitute and OSDS (FASTEE_BENCH_OSDS=episodes trains it, FASTEE_BENCH_OSDS_AGENTS=folder takes
-the agents saved there as <group>-<Mbit/s>.pt); its times; its gap to the optimum."""
+"""The spatial planner: plans per group and rate beside every baseline, the substitute and OSDS (FASTEE_BENCH_OSDS=episodes trains it; with
+FASTEE_BENCH_OSDS_AGENTS=folder the agents are kept there as <group>-<Mbit/s>.pt, and go on from there); its times; its gap to the optimum."""
 
 from __future__ import annotations
 
@@ -20,12 +20,24 @@ GROUPS = {
     "4 xavier 4 tx2 8 nano": ["xavier"] * 4 + ["tx2"] * 4 + ["nano"] * 8,
 }
 RATES = (50e6, 200e6, 300e6)
+SAVED = 250  # episodes between two savings of an agent
+
+
+def osds(planner: SpatialPlanner, episodes: int, saved: Path | None = None, seed: int = 0):
+    """Return the OSDS agent after `episodes` in all; what `saved` holds counts, and is kept up to date."""
+    from fastee.planning.spatial.osds import Osds
+
+    agent = Osds.load(saved, planner) if saved and saved.exists() else Osds(planner, seed)
+    while agent.episode < episodes:
+        agent.train(min(SAVED, episodes - agent.episode))
+        if saved:
+            agent.save(saved.with_suffix(".part"))
+            saved.with_suffix(".part").replace(saved)
+    return agent
 
 
 def table(osds_episodes: int = 0, seed: int = 0) -> list[dict]:
     """Images per second under the latency model for every group and rate: ours, each baseline, cross-entropy and, if asked, OSDS."""
-    from fastee.planning.spatial.osds import Osds, train
-
     rows, agents = [], os.environ.get("FASTEE_BENCH_OSDS_AGENTS")
     for group, devices in GROUPS.items():
         for rate in RATES:
@@ -33,12 +45,10 @@ def table(osds_episodes: int = 0, seed: int = 0) -> list[dict]:
             ours = planner.plan("search", seed=seed)
             found = {name: planner.baseline(name).latency for name in BASELINES}
             rest = {"cross_entropy": planner.plan("cross_entropy", seed=seed).latency}
-            saved = Path(agents or "") / f"{group.replace(' ', '_')}-{rate / 1e6:.0f}.pt"
-            if agents and saved.exists():
-                agent = Osds.load(saved, planner)
+            saved = Path(agents) / f"{group.replace(' ', '_')}-{rate / 1e6:.0f}.pt" if agents else None
+            if osds_episodes or saved and saved.exists():
+                agent = osds(planner, osds_episodes, saved, seed)
                 rest[f"osds ({agent.episode} episodes)"] = agent.best_latency
-            elif osds_episodes:
-                rest["osds"] = train(planner, seed=seed, episodes=osds_episodes).latency
             best = min(found, key=found.get)
             losers = [name for name, t in {**found, **rest}.items() if t < ours.latency]
             if losers:

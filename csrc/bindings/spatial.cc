@@ -111,9 +111,11 @@ void bind_spatial(py::module_& m) {
              const int count = check_vectors(self, vectors);
              if (begin < 0 || end <= begin || end > self.layers() || !self.is_cut_point(begin) || !self.is_cut_point(end))
                throw std::invalid_argument("spatial: volume_cost: no such volume");
-             double bytes, macs;
-             self.volume_cost(begin, end, vectors.data(), count, &bytes, &macs);
-             return py::make_tuple(bytes, macs);
+             const auto& points = self.cut_points();
+             std::vector<double> bytes(points.size()), macs(points.size());
+             self.volume_costs(end, vectors.data(), count, bytes.data(), macs.data());
+             const auto p = std::lower_bound(points.begin(), points.end(), begin) - points.begin();
+             return py::make_tuple(bytes[p], macs[p]);
            })
       .def("lcpss",
            [](const SpatialModel& self, const Doubles& vectors, double alpha) {

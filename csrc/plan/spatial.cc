@@ -9,6 +9,7 @@ namespace fastee::plan {
 namespace {
 
 constexpr double kBits = 8.0;
+constexpr size_t kMostReach = 1 << 22;  // numbers of a table of the geometry: 32 MB for both
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("spatial: " + what); }
 
@@ -39,7 +40,6 @@ SpatialModel::SpatialModel(SpatialNet net, std::vector<double> times, std::vecto
       input_list_.push_back(u);
     }
     input_first_.push_back(static_cast<int>(input_list_.size()));
-    if (l.inputs.size() != 1 || l.inputs[0] != i - 1) chain_ = false;
     offset_.push_back(stride_);
     stride_ += l.out_h + 1;
   }
@@ -71,6 +71,9 @@ SpatialModel::SpatialModel(SpatialNet net, std::vector<double> times, std::vecto
   }
   need_.resize(count);
   sent_.resize(providers_);
+  scatter_pace_.resize(providers_);
+  pace_.resize(static_cast<size_t>(providers_) * providers_);
+  tabulate();
   links_.rates.assign(providers_, kNever);
   links_.up.assign(providers_, 1);
   set_links(links_);
@@ -89,19 +92,64 @@ void SpatialModel::set_links(SpatialLinks links) {
   if (!(links.latency >= 0 && links.latency < kNever)) refuse("latency must be finite and >= 0");
   root_ = best < 0 ? 0 : best;
   links_ = std::move(links);
+  const auto pace = [](double rate) { return rate > 0 ? kBits / rate : kNever; };
+  for (int d = 0; d < providers_; ++d) {
+    scatter_pace_[d] = pace(std::min(links_.rates[d], links_.requester));
+    for (int s = 0; s < providers_; ++s) pace_[d * providers_ + s] = pace(std::min(links_.rates[s], links_.rates[d]));
+  }
+}
+
+void SpatialModel::tabulate() {
+  const int count = layers(), width = count + 1;
+  size_t numbers = 0;
+  for (int end : cut_points_) numbers += static_cast<size_t>(height(end) + 1) * width;
+  if (numbers > kMostReach) return;
+  for (int i = 0; i < count; ++i) {
+    if (i + 1 < count && sure_rows_[i] == 0) return;
+    for (int h = 0; h < net_.layers[i].out_h; ++h)
+      if (input_rows(net_.layers[i], {h, h + 1}).empty()) return;
+  }
+  reach_at_.assign(width, 0);
+  for (int end : cut_points_) {
+    if (end == 0) continue;
+    const int h = height(end);
+    reach_at_[end] = static_cast<int>(first_need_.size());
+    first_need_.resize(first_need_.size() + static_cast<size_t>(h + 1) * width);
+    last_need_.resize(first_need_.size());
+    for (int x = 0; x < h; ++x) {  // as the first row, and as the last one of a range that ends at x + 1
+      for (int i = 0; i < end; ++i) need_[i] = {};
+      need_[end - 1] = {x, x + 1};
+      Rows input;
+      for (int i = end - 1; i >= 0; --i) {
+        if (need_[i].empty()) continue;
+        const Rows in = input_rows(net_.layers[i], need_[i]);
+        for (int k = input_first_[i]; k < input_first_[i + 1]; ++k) {
+          Rows& at = input_list_[k] >= 0 ? need_[input_list_[k]] : input;
+          at = at.empty() ? in : Rows{std::min(at.lo, in.lo), std::max(at.hi, in.hi)};
+        }
+      }
+      int* first = first_need_.data() + reach_at_[end] + static_cast<size_t>(x) * width;
+      int* last = last_need_.data() + reach_at_[end] + static_cast<size_t>(x + 1) * width;
+      first[0] = input.lo;
+      last[0] = input.hi;
+      for (int i = 0; i < end; ++i) {
+        first[i + 1] = need_[i].lo;
+        last[i + 1] = need_[i].hi;
+      }
+    }
+  }
 }
 
 // Calls visit(layer, rows of its output) from the last layer back; returns the rows of the volume's input. Hull at forks.
 template <typename Visit>
 Rows SpatialModel::walk(int begin, int end, Rows out, Visit visit) const {
-  work += end - begin;
-  if (chain_) {
-    for (int i = end - 1; i >= begin && !out.empty(); --i) {
-      visit(i, out);
-      out = input_rows(net_.layers[i], out);
-    }
-    return out;
+  if (!reach_at_.empty()) {
+    work += 2 + (end - begin) / 4;
+    const int *first = first_need_.data() + reach_at_[end] + out.lo * (layers() + 1), *last = last_need_.data() + reach_at_[end] + out.hi * (layers() + 1);
+    for (int i = end; i > begin; --i) visit(i - 1, Rows{first[i], last[i]});
+    return {first[begin], last[begin]};
   }
+  work += 2 * (end - begin);
   for (int i = begin; i < end; ++i) need_[i] = {};
   need_[end - 1] = out;
   Rows input;
@@ -130,55 +178,44 @@ Part SpatialModel::part(int provider, int begin, int end, Rows out) const {
 
 void SpatialModel::advance(int begin, const Part* parts, const int* before, const double* finish, double* next) const {
   const int n = providers_;
-  const double bits = kBits * row_bytes(begin);
-  const double* rates = links_.rates.data();
   work += n;
-  if (before == nullptr) {
-    double sent = 0;
-    for (int d = 0; d < n; ++d) {
-      next[d] = finish[d];
-      if (!parts[d].used) continue;
-      const Rows in = parts[d].input;
-      double ready = finish[d];
-      if (!in.empty()) {
-        const double move = (bits * (in.hi - in.lo)) / std::max(0.0, std::min(rates[d], links_.requester));
-        sent = links_.contention ? sent + move : move;
-        ready = links_.latency + sent;
-      }
-      next[d] = ready + parts[d].seconds;
-    }
+  if (!links_.contention) {
+    for (int d = 0; d < n; ++d) next[d] = parts[d].used ? ready(d, begin, parts[d].input, before, finish) + parts[d].seconds : finish[d];
     return;
   }
-  if (links_.contention) std::copy(finish, finish + n, sent_.begin());
-  int first = 0;  // the inputs of ascending parts ascend, but for branches that lie wholly in their padding
+  const double bytes = row_bytes(begin);
+  std::copy(finish, finish + n, sent_.begin());  // when each has sent what it sends
+  double scattered = 0;
   for (int d = 0; d < n; ++d) {
     next[d] = finish[d];
     if (!parts[d].used) continue;
     const Rows in = parts[d].input;
-    double ready = finish[d];
-    if (!in.empty()) {
-      while (first > 0 && before[first] > in.lo) --first;
-      while (before[first + 1] <= in.lo) ++first;
-      for (int s = first; s < n && before[s] < in.hi; ++s) {
-        const int rows = std::min(in.hi, before[s + 1]) - std::max(in.lo, before[s]);
-        if (s == d || rows <= 0) continue;
-        const double move = (bits * rows) / std::max(0.0, std::min(rates[s], rates[d]));
-        const double arrives = (links_.contention ? sent_[s] : finish[s]) + move;
-        if (links_.contention) sent_[s] = arrives;
-        ready = std::max(ready, arrives);
-      }
+    double at = finish[d];
+    if (before == nullptr && !in.empty()) {
+      scattered += bytes * (in.hi - in.lo) * scatter_pace_[d];
+      at = links_.latency + scattered;
     }
-    next[d] = ready + parts[d].seconds;
+    for (int s = 0; s < n && before != nullptr; ++s) {
+      const int rows = std::min(in.hi, before[s + 1]) - std::max(in.lo, before[s]);
+      if (s == d || rows <= 0) continue;
+      sent_[s] += bytes * rows * pace_[d * n + s];
+      at = std::max(at, sent_[s]);
+    }
+    next[d] = at + parts[d].seconds;
   }
 }
 
-double SpatialModel::gather(const int* cuts, const double* finish) const {
-  const double bits = kBits * row_bytes(layers());
+double SpatialModel::gather(const int* cuts, const double* finish, int* from) const {
+  const double bytes = row_bytes(layers());
+  const double* pace = pace_.data() + root_ * providers_;
   double end = finish[root_];
+  if (from != nullptr) *from = root_;
   for (int d = 0; d < providers_; ++d) {
     const int rows = cuts[d + 1] - cuts[d];
-    const double move = d == root_ || rows == 0 ? 0.0 : (bits * rows) / std::max(0.0, std::min(links_.rates[d], links_.rates[root_]));
-    end = std::max(end, finish[d] + move);
+    const double arrives = d == root_ || rows == 0 ? finish[d] : finish[d] + bytes * rows * pace[d];
+    if (!(arrives > end)) continue;
+    end = arrives;
+    if (from != nullptr) *from = d;
   }
   return end + tail_[root_];
 }
@@ -210,35 +247,46 @@ double SpatialModel::latency(const std::vector<int>& bounds, const std::vector<i
   return gather(before, now.data());
 }
 
-void SpatialModel::volume_cost(int begin, int end, const double* vectors, int count, double* bytes, double* macs) const {
-  const int n = providers_, h_in = height(begin), h_out = height(end);
-  double moved_rows = 0, total = 0;
+void SpatialModel::volume_costs(int end, const double* vectors, int count, double* bytes, double* macs) const {
+  const int n = providers_, h_out = height(end);
+  const int points = static_cast<int>(std::lower_bound(cut_points_.begin(), cut_points_.end(), end) - cut_points_.begin());
+  std::fill_n(bytes, points, 0.0);
+  std::fill_n(macs, points, 0.0);
+  std::vector<Rows> need(layers() + 1);  // one walk to the input serves every volume that ends here: of the input, then of every layer
   for (int r = 0; r < count; ++r) {
     const double* u = vectors + static_cast<size_t>(r) * (n - 1);
+    const auto at = [&](int h, int k) { return k == 0 ? 0 : k == n ? h : static_cast<int>(std::floor(h * u[k - 1] + 0.5)); };
     for (int d = 0; d < n; ++d) {
-      const auto at = [&](int h, int k) { return k == 0 ? 0 : k == n ? h : static_cast<int>(std::floor(h * u[k - 1] + 0.5)); };
       const Rows out{at(h_out, d), at(h_out, d + 1)};
       if (out.empty()) continue;
-      const Rows in = walk(begin, end, out, [&](int i, Rows rows) { total += net_.layers[i].row_macs * (rows.hi - rows.lo); });
-      if (in.empty()) continue;
-      int have = 0;
-      if (begin > 0) have = std::max(0, std::min(in.hi, at(h_in, d + 1)) - std::max(in.lo, at(h_in, d)));
-      moved_rows += in.hi - in.lo - have;
+      std::fill_n(need.begin(), end + 1, Rows{});
+      need[0] = walk(0, end, out, [&](int i, Rows rows) { need[i + 1] = rows; });
+      double sum = 0;
+      for (int p = points - 1, i = end; p >= 0; --p) {
+        const int begin = cut_points_[p], h_in = height(begin);
+        for (; i > begin; --i) sum += net_.layers[i - 1].row_macs * std::max(0, need[i].hi - need[i].lo);
+        const Rows in = need[begin];
+        macs[p] += sum;
+        if (in.empty()) continue;
+        const int have = begin > 0 ? std::max(0, std::min(in.hi, at(h_in, d + 1)) - std::max(in.lo, at(h_in, d))) : 0;
+        bytes[p] += in.hi - in.lo - have;
+      }
     }
   }
-  *bytes = moved_rows * row_bytes(begin) / count;
-  *macs = total / count;
+  for (int p = 0; p < points; ++p) {
+    bytes[p] = bytes[p] * row_bytes(cut_points_[p]) / count;
+    macs[p] /= count;
+  }
 }
 
 std::vector<int> SpatialModel::lcpss(const double* vectors, int count, double alpha, std::vector<double>* scores) const {
   // Every volume is split by the same vectors, so its cost does not depend on the other volumes: C(P) is a sum over volumes.
   const int points = static_cast<int>(cut_points_.size());
-  std::vector<double> bytes(points * points, -1.0), macs(points * points);
+  std::vector<double> bytes(points * points), macs(points * points);  // [end, begin]
+  for (int b = 1; b < points; ++b) volume_costs(cut_points_[b], vectors, count, &bytes[b * points], &macs[b * points]);
   const auto cost = [&](int a, int b, double* t, double* o) {
-    const int at = a * points + b;
-    if (bytes[at] < 0) volume_cost(cut_points_[a], cut_points_[b], vectors, count, &bytes[at], &macs[at]);
-    *t += bytes[at];
-    *o += macs[at];
+    *t += bytes[b * points + a];
+    *o += macs[b * points + a];
   };
   double t0 = 0, o0 = 0, unused = 0;
   for (int p = 0; p + 1 < points; ++p) cost(p, p + 1, &t0, &unused);

@@ -78,15 +78,38 @@ class SpatialModel {
   double layer_seconds(int provider, int layer, int rows) const { return times_[provider * stride_ + offset_[layer] + rows]; }
 
   Part part(int provider, int begin, int end, Rows out) const;
+  // When a provider has rows `in` of what the volume from `begin` on reads: from the requester (`before` null), else from those that own
+  // them under the cuts `before` and finished the volume before at `finish`; `from`: whom it waits for. Contention is not looked at.
+  double ready(int provider, int begin, Rows in, const int* before, const double* finish, int* from = nullptr) const {
+    if (from != nullptr) *from = provider;
+    if (in.empty()) return finish[provider];
+    const double bytes = row_bytes(begin);
+    if (before == nullptr) return links_.latency + bytes * (in.hi - in.lo) * scatter_pace_[provider];
+    const double* pace = pace_.data() + provider * providers_;
+    double at = finish[provider];
+    int s = provider;
+    while (s > 0 && before[s] > in.lo) --s;
+    while (before[s + 1] <= in.lo) ++s;
+    for (; s < providers_ && before[s] < in.hi; ++s) {
+      const int rows = (in.hi < before[s + 1] ? in.hi : before[s + 1]) - (in.lo > before[s] ? in.lo : before[s]);
+      if (s == provider || rows <= 0) continue;
+      const double arrives = finish[s] + bytes * rows * pace[s];
+      if (!(arrives > at)) continue;
+      at = arrives;
+      if (from != nullptr) *from = s;
+    }
+    return at;
+  }
   // One step of the recursion: when every provider has finished volume `begin..`, from when it had finished the one before.
   // `before` are the cuts of the volume before, null for the first; `finish` and `next` may not overlap.
   void advance(int begin, const Part* parts, const int* before, const double* finish, double* next) const;
-  double gather(const int* last_cuts, const double* finish) const;  // T_end
+  double gather(const int* last_cuts, const double* finish, int* from = nullptr) const;  // T_end; `from`: who is last
   // Throws std::invalid_argument on a plan that is none; +inf for one that cannot run.
   double latency(const std::vector<int>& bounds, const std::vector<int>& cuts, std::vector<double>* finish = nullptr) const;
 
-  // Mean bytes moved at the start of volume [begin, end) and mean MACs in it, over split vectors in [0,1]^(N-1) (R rows, sorted).
-  void volume_cost(int begin, int end, const double* vectors, int count, double* bytes, double* macs) const;
+  // Mean bytes moved at the start of volume [begin, end) and mean MACs in it, over split vectors in [0,1]^(N-1) (R rows, sorted), for
+  // every cut point begin < end, in their order.
+  void volume_costs(int end, const double* vectors, int count, double* bytes, double* macs) const;
   std::vector<int> lcpss(const double* vectors, int count, double alpha, std::vector<double>* scores = nullptr) const;
 
   mutable int64_t work = 0;  // layers and providers visited: a clock for budgets that does not depend on the machine
@@ -94,14 +117,18 @@ class SpatialModel {
  private:
   SpatialNet net_;
   SpatialLinks links_;
-  std::vector<double> times_, tail_, whole_;
+  std::vector<double> times_, tail_, whole_, pace_, scatter_pace_;  // pace: seconds per byte, [N, N] and [N]
   std::vector<int> sure_rows_, offset_, cut_points_, input_first_, input_list_;
   std::vector<char> crossing_ok_;
   int providers_ = 0, stride_ = 0, root_ = 0;
-  bool chain_ = true;
+  // What row `x` of the output of the layers before a cut point needs of every layer, first and one past the last: [L + 1] numbers at
+  // reach_at_[bound] + x * (L + 1), the input first. Both ends of a range of rows move on their own, so a volume's geometry is two looks
+  // up. Not filled where a row may need nothing but padding: there the ends depend on each other.
+  std::vector<int> first_need_, last_need_, reach_at_;
   mutable std::vector<Rows> need_;
   mutable std::vector<double> sent_;
 
+  void tabulate();
   template <typename Visit>
   Rows walk(int begin, int end, Rows out, Visit visit) const;
 };

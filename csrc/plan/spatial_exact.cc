@@ -29,6 +29,7 @@ double count_cuts(int rows, int n) {  // C(rows + n - 1, n - 1)
 // Plans that reach a bound with one cut vector and do not dominate each other.
 struct Front {
   std::vector<double> finish;  // [members][n]
+  std::vector<double> spent;   // [members] see SpatialBound
   std::vector<double> least;   // [members] lower bounds of T_end
   std::vector<int> from;       // [members][3]: point, split, member
   size_t size() const { return least.size(); }
@@ -79,7 +80,8 @@ SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vec
       f.from.assign({q, split, member});
       return;
     }
-    const double least = rest.at(points[p], next.data());
+    double spent;
+    const double least = rest.at(points[p], next.data(), &spent);
     if (!(least < best)) return;
     size_t kept = 0;
     for (size_t m = 0; m < f.size(); ++m) {
@@ -94,6 +96,7 @@ SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vec
       if (kept != m) {
         std::copy_n(f.finish.begin() + m * n, n, f.finish.begin() + kept * n);
         std::copy_n(f.from.begin() + m * 3, 3, f.from.begin() + kept * 3);
+        f.spent[kept] = f.spent[m];
         f.least[kept] = f.least[m];
       }
       ++kept;
@@ -105,14 +108,17 @@ SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vec
       f.from[worst * 3] = q;
       f.from[worst * 3 + 1] = split;
       f.from[worst * 3 + 2] = member;
+      f.spent[worst] = spent;
       f.least[worst] = least;
       return;
     }
     f.finish.resize(kept * n);
     f.from.resize(kept * 3);
+    f.spent.resize(kept);
     f.least.resize(kept);
     f.finish.insert(f.finish.end(), next.begin(), next.end());
     f.from.insert(f.from.end(), {q, split, member});
+    f.spent.push_back(spent);
     f.least.push_back(least);
   };
   for (int p = 1; p < count; ++p) {
@@ -125,10 +131,13 @@ SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vec
           reach(0, 0, 0, zero.data(), p, e);
           continue;
         }
+        double onward = rest.left[points[p]];  // what is surely spent after q: a bound before any finish time is known
+        for (int d = 0; d < n; ++d)
+          if (rest.weight[d] > 0) onward += rest.weight[d] * parts[d].seconds;
         for (size_t s = 0; s < fronts[q].size(); ++s) {
           const Front& f = fronts[q][s];
           for (size_t m = 0; m < f.size(); ++m)
-            if (f.least[m] < best) reach(q, static_cast<int>(s), static_cast<int>(m), f.finish.data() + m * n, p, e);
+            if (f.least[m] < best && rest.fluid(f.spent[m] + onward) < best) reach(q, static_cast<int>(s), static_cast<int>(m), f.finish.data() + m * n, p, e);
         }
       }
     }

@@ -3,21 +3,28 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <tuple>
 
 namespace fastee::plan {
 namespace {
 
-constexpr int kBeam = 6;           // states kept per bound
-constexpr int kFew = 6;            // providers that a short search takes all its means for
-constexpr size_t kDescents = 4;       // starts that are descended from
-constexpr double kCoarse = 0.125;  // of the rows: the first step of a descent from a start
-constexpr double kFine = 0.04;     // of the rows: the step of the first window after a better plan was found
-constexpr int kWindow = 16;        // cut vectors per bound in a window, for more than 3 providers
-constexpr size_t kFront = 6;       // finish times per cut vector in a window
-constexpr int64_t kAnneal = 400'000;  // work of one annealing
-constexpr double kHot = 0.008, kCold = 1e-4;  // its temperatures, of the latency
-constexpr double kStride = 0.12;              // the most rows it moves at once, of all
-constexpr int kToggles = 12, kAlignments = 20;  // of 100 moves
+constexpr size_t kBeam = 6, kSmallBeam = 1;  // states kept per bound, from nothing and for a re-plan
+constexpr int kFew = 6;                // providers that a short search has windows for
+constexpr size_t kDescents = 4;        // starts that are descended from, when planning from nothing
+constexpr double kCoarse = 0.125;      // of the rows: the first step of a descent from a start
+constexpr double kFine = 0.04;         // of the rows: the step of the first window after a better plan was found
+constexpr int kWindow = 16;            // cut vectors per bound in a window, for more than 3 providers
+constexpr size_t kFront = 1;           // finish times per cut vector in a window: more cost more than they find
+constexpr int64_t kAnneal = 500'000;   // work of one annealing
+constexpr int kTurns = 3;              // annealings in turn from the best plan and from the kTurns - 1 first starts
+constexpr double kHot = 0.03, kCold = 1e-4;     // their temperatures, of the latency
+constexpr double kStride = 0.12;                // the most rows moved at once, of all
+constexpr int kToggles = 6, kAlignments = 20;   // of 100 moves
+constexpr int kPolish = 60;            // moves that a plan with other volumes may take before it is judged
+constexpr double kNear = 0.15;         // of the latency: what is further off is not polished
+constexpr double kShift = 0.05;        // of the rows: the most rows moved at once while polishing
+constexpr int kWaited = 70;            // of 100 moves take rows from a provider that is waited for
+constexpr int kOffer = 2;              // units of work that a move costs beside what it computes
 
 // Cuts of `rows` rows in proportion to weights; every prefix rounded on its own, so errors do not add up.
 void proportional(int rows, const std::vector<double>& weights, int* cuts) {
@@ -35,10 +42,12 @@ void proportional(int rows, const std::vector<double>& weights, int* cuts) {
 
 SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam, int64_t window)
     : model_(model), n_(model.providers()), random_(seed * 2 + 1) {
-  // A short search over many providers gains most from one descent and annealing: re-plans of 16 within 300,000 units of work came out 2 %
-  // above a cold plan so, 7 % with four descents and windows; of 4 it is 4 % with both and 5 % without (2026-11, 27 changes each).
+  // A short search gains most from one descent: within 280,000 units of work re-plans of 4 providers came out 9 % above a cold plan so and
+  // 18 % with four (4 changes of a rate by 50, 3 seeds); over many providers windows take what annealing needs.
   const bool brief = !beam && n_ > kFew;
   window_ = brief ? 0 : window;
+  for (int d = 0; d < n_; ++d)
+    if (model.links().up[d] && model.links().rates[d] > 0) usable_.push_back(d);
   for (const SpatialPlan& p : starts) {
     State s;
     s.bounds = p.bounds;
@@ -48,12 +57,33 @@ SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<Spatia
     keep(s);
     if (s.latency < kNever) queue_.push_back(std::move(s));
   }
-  if (beam && n_ > 1) add_beam();
-  std::stable_sort(queue_.begin(), queue_.end(), [](const State& a, const State& b) { return a.score < b.score; });
+  if (n_ > 1) add_beam(beam ? kBeam : kSmallBeam);
+  const auto sooner = [](const State& a, const State& b) { return a.latency < b.latency; };
+  if (!queue_.empty() && n_ > 2) {  // the best start without each of its providers: nobody gives up all rows in single steps
+    const State first = *std::min_element(queue_.begin(), queue_.end(), sooner);
+    State fewer;
+    for (int d : usable_) {
+      State s;
+      s.bounds = first.bounds;
+      s.cuts.resize(first.cuts.size());
+      std::vector<double> rows(n_);
+      for (int j = 0; j < first.volumes(); ++j) {
+        const int* e = first.cuts.data() + j * (n_ + 1);
+        for (int k = 0; k < n_; ++k) rows[k] = k == d ? 0 : e[k + 1] - e[k];
+        if (e[d + 1] - e[d] == e[n_]) rows[model_.root() == d ? (d + 1) % n_ : model_.root()] = 1;
+        proportional(e[n_], rows, s.cuts.data() + j * (n_ + 1));
+      }
+      build(s);
+      if (s.latency < fewer.latency) fewer = std::move(s);
+    }
+    keep(fewer);
+    if (fewer.latency < kNever) queue_.push_back(std::move(fewer));
+  }
+  std::stable_sort(queue_.begin(), queue_.end(), sooner);
   std::vector<State> distinct;
   for (State& s : queue_) {
     const bool seen = std::any_of(distinct.begin(), distinct.end(), [&](const State& o) { return o.bounds == s.bounds && o.cuts == s.cuts; });
-    if (!seen && distinct.size() < (brief ? 1 : kDescents)) distinct.push_back(std::move(s));
+    if (!seen && distinct.size() < (beam ? kDescents : 1)) distinct.push_back(std::move(s));
   }
   queue_ = std::move(distinct);
 }
@@ -68,69 +98,91 @@ int SpatialSearch::below(int bound) {  // splitmix64: the same numbers on every 
 void SpatialSearch::build(State& s) {
   const int volumes = s.volumes();
   s.parts.assign(static_cast<size_t>(volumes) * n_, {});
-  s.finish.assign(static_cast<size_t>(volumes + 1) * n_, 0.0);
+  finish_.assign(static_cast<size_t>(volumes + 1) * n_, 0.0);
   for (int j = 0; j < volumes; ++j) {
     const int* e = s.cuts.data() + j * (n_ + 1);
-    for (int d = 0; d < n_; ++d) s.parts[j * n_ + d] = model_.part(d, s.bounds[j], s.bounds[j + 1], {e[d], e[d + 1]});
+    Part* parts = s.parts.data() + j * n_;
+    for (int d = 0; d < n_; ++d) parts[d] = model_.part(d, s.bounds[j], s.bounds[j + 1], {e[d], e[d + 1]});
+    model_.advance(s.bounds[j], parts, j == 0 ? nullptr : e - (n_ + 1), finish_.data() + j * n_, finish_.data() + (j + 1) * n_);
   }
-  finish_.assign(s.finish.size(), 0.0);
-  s.score = recurse(s, 0, volumes, s.cuts.data(), &s.latency);
-  s.finish = finish_;
-}
-
-// Recursion from volume `first` on, into finish_; s.parts must belong to `cuts`. From volume `same` on parts and cuts are those of s: the
-// recursion is monotone in the finish times, so once none of them is earlier than in s the score cannot be lower, and +inf is returned.
-double SpatialSearch::recurse(const State& s, int first, int same, const int* cuts, double* latency) {
-  const int volumes = s.volumes();
-  finish_.resize(s.finish.size());
-  std::copy_n(s.finish.begin() + first * n_, n_, finish_.begin() + first * n_);
-  for (int j = first; j < volumes; ++j) {
-    double* next = finish_.data() + (j + 1) * n_;
-    model_.advance(s.bounds[j], s.parts.data() + j * n_, j == 0 ? nullptr : cuts + (j - 1) * (n_ + 1), finish_.data() + j * n_, next);
-    if (j < same) continue;
-    const double* was = s.finish.data() + (j + 1) * n_;
-    int d = 0;
-    while (d < n_ && next[d] >= was[d]) ++d;
-    if (d == n_) return kNever;
-  }
-  const double* last = finish_.data() + volumes * n_;
-  *latency = model_.gather(cuts + (volumes - 1) * (n_ + 1), last);
+  s.latency = model_.gather(s.cuts.data() + (volumes - 1) * (n_ + 1), finish_.data() + volumes * n_);
   ++tried_;
-  if (weight_ == 0 || *latency == kNever) return *latency;
-  double sum = 0;
-  for (int d = 0; d < n_; ++d) sum += last[d];
-  return *latency + weight_ * (sum / n_);
+  s.finish = finish_;
+  s.critical.clear();
 }
 
-// Takes trial_ as the cuts of s when that lowers the score, or raises it by less than `slack`.
-bool SpatialSearch::offer(State& s, double slack) {
+// Recursion from volume `first` on, into finish_; s.parts belong to trial_, changed_ says which differ from those of s, none from volume
+// `same` on. Only who reads rows of a provider that changed is computed again. The recursion is monotone in the finish times, so once
+// none of them is earlier than in s the latency cannot be lower, and without `slack` +inf is returned.
+double SpatialSearch::recurse(const State& s, int first, int same, double slack) {
   const int volumes = s.volumes();
-  int first = volumes, last = 0;
-  changed_.clear();
+  std::copy_n(s.finish.begin() + first * n_, n_, finish_.begin() + first * n_);
+  Span moved;  // whose finish time or rows changed in the volume before
+  for (int j = first; j < volumes; ++j) {
+    const int begin = s.bounds[j], *before = j == 0 ? nullptr : trial_.data() + (j - 1) * (n_ + 1);
+    const Part* parts = s.parts.data() + j * n_;
+    const double *finish = finish_.data() + j * n_, *was = s.finish.data() + (j + 1) * n_;
+    double* next = finish_.data() + (j + 1) * n_;
+    model_.work += n_ / 8;  // who is not moved is looked at, too
+    const bool all = model_.links().contention;
+    if (all) model_.advance(begin, parts, before, finish, next);
+    const Rows theirs = moved.empty() ? Rows{} : Rows{before[moved.lo], before[moved.hi + 1]};
+    Span now = changed_[j];
+    bool earlier = false;
+    for (int d = 0; d < n_; ++d) {
+      const Part& part = parts[d];
+      if (!all) {
+        const bool reads = part.input.lo < theirs.hi && part.input.hi > theirs.lo;
+        if (!reads && !moved.has(d) && !changed_[j].has(d)) {
+          next[d] = was[d];
+          continue;
+        }
+        ++model_.work;
+        next[d] = part.used ? model_.ready(d, begin, part.input, before, finish) + part.seconds : finish[d];
+      }
+      if (next[d] != was[d]) now.add(d);
+      earlier = earlier || next[d] < was[d];
+    }
+    moved = now;
+    if (j >= same && !earlier && slack == 0) return kNever;
+  }
+  ++tried_;
+  return model_.gather(trial_.data() + (volumes - 1) * (n_ + 1), finish_.data() + volumes * n_);
+}
+
+// Takes trial_, which differs from the cuts of s in volumes [first, last) alone, when that lowers the latency, or raises it by less than
+// `slack`; else trial_ becomes the cuts of s again.
+bool SpatialSearch::offer(State& s, int first, int last, double slack) {
+  model_.work += kOffer;
   undo_.clear();
-  for (int j = 0; j < volumes; ++j) {
+  changed_.assign(s.volumes(), {});
+  int from = last, to = first;
+  for (int j = first; j < last; ++j) {
     const int *was = s.cuts.data() + j * (n_ + 1), *now = trial_.data() + j * (n_ + 1);
     for (int d = 0; d < n_; ++d) {
       if (was[d] == now[d] && was[d + 1] == now[d + 1]) continue;
-      first = std::min(first, j);
-      last = j;
-      changed_.push_back(j * n_ + d);
-      undo_.push_back(s.parts[j * n_ + d]);
-      s.parts[j * n_ + d] = model_.part(d, s.bounds[j], s.bounds[j + 1], {now[d], now[d + 1]});
+      from = std::min(from, j);
+      to = j;
+      changed_[j].add(d);
+      Part& part = s.parts[j * n_ + d];
+      undo_.emplace_back(j * n_ + d, part);
+      part = model_.part(d, s.bounds[j], s.bounds[j + 1], {now[d], now[d + 1]});
     }
   }
-  if (first == volumes) return false;
-  double latency = kNever;
-  const double score = recurse(s, first, slack > 0 ? volumes : last + 1, trial_.data(), &latency);
-  if (score < s.score + slack) {
-    s.cuts = trial_;
-    std::copy(finish_.begin() + first * n_, finish_.end(), s.finish.begin() + first * n_);
-    s.score = score;
+  if (undo_.empty()) return false;
+  finish_.resize(s.finish.size());
+  const double latency = recurse(s, from, to + 1, slack);
+  const auto begin = first * (n_ + 1), end = last * (n_ + 1);
+  if (latency < s.latency + slack) {
+    std::copy(trial_.begin() + begin, trial_.begin() + end, s.cuts.begin() + begin);
+    std::copy(finish_.begin() + from * n_, finish_.end(), s.finish.begin() + from * n_);
     s.latency = latency;
+    s.critical.clear();
     if (latency < best_.latency) keep(s);
     return true;
   }
-  for (size_t i = 0; i < changed_.size(); ++i) s.parts[changed_[i]] = undo_[i];
+  std::copy(s.cuts.begin() + begin, s.cuts.begin() + end, trial_.begin() + begin);
+  for (const auto& [at, part] : undo_) s.parts[at] = part;
   return false;
 }
 
@@ -143,7 +195,6 @@ void SpatialSearch::keep(const State& s) {
 
 // Hands a share of the rows of volumes [first, last) from one provider to another, a row at least; what lies between them moves along.
 bool SpatialSearch::transfer(State& s, int from, int to, int first, int last, double share, double slack) {
-  trial_ = s.cuts;
   for (int j = first; j < last; ++j) {
     int* e = trial_.data() + j * (n_ + 1);
     const int step = std::min(e[from + 1] - e[from], std::max(1, static_cast<int>(height(s, j) * share)));
@@ -152,7 +203,7 @@ bool SpatialSearch::transfer(State& s, int from, int to, int first, int last, do
     else
       for (int k = to + 1; k <= from; ++k) e[k] += step;
   }
-  return offer(s, slack);
+  return offer(s, first, last, slack);
 }
 
 bool SpatialSearch::sweep(State& s, double share) {
@@ -169,24 +220,25 @@ bool SpatialSearch::sweep(State& s, double share) {
     }
   };
   if (n_ <= 6) {
-    for (int from = 0; from < n_; ++from)
-      for (int to = 0; to < n_; ++to)
+    for (int from : usable_)
+      for (int to : usable_)
         if (from != to) both(from, to);
     return better;
   }
-  for (int d = 0; d + 1 < n_; ++d) {
-    both(d, d + 1);
-    both(d + 1, d);
+  for (size_t i = 0; i + 1 < usable_.size(); ++i) {
+    both(usable_[i], usable_[i + 1]);
+    both(usable_[i + 1], usable_[i]);
   }
   // Far pairs: from who is last to finish, to anyone; all pairs would cost the square of the providers.
   const double* last = s.finish.data() + volumes * n_;
   const int late = static_cast<int>(std::max_element(last, last + n_) - last);
-  for (int to = 0; to < n_; ++to)
+  for (int to : usable_)
     if (to != late) go(late, to, 0, volumes);
   return better;
 }
 
 void SpatialSearch::descend(State& s, double share) {
+  trial_ = s.cuts;
   int tallest = 1;
   for (int j = 0; j < s.volumes(); ++j) tallest = std::max(tallest, height(s, j));
   for (; !spent(); share *= 0.5) {
@@ -218,6 +270,8 @@ bool SpatialSearch::window(State& s, double share) {
       e[0] = 0;
       e[n_] = h;
       for (int d = 1; d < n_; ++d) e[d] = std::clamp(centre(d) + offset[d] * step, e[d - 1], h);
+      for (int d = 0; d < n_; ++d)  // nothing for who cannot be used: its rows go to the next one, or to the one before
+        if (!std::binary_search(usable_.begin(), usable_.end(), d)) (d < usable_.back() ? e[d + 1] : e[d]) = d < usable_.back() ? e[d] : h;
       for (size_t i = 0; i < out.size(); i += n_ + 1)
         if (std::equal(e.begin(), e.end(), out.begin() + i)) return;
       out.insert(out.end(), e.begin(), e.end());
@@ -254,6 +308,37 @@ bool SpatialSearch::window(State& s, double share) {
   return true;
 }
 
+// The parts that the latency waits for: nothing else can lower it.
+void SpatialSearch::trace(State& s) const {
+  int d = 0;
+  s.critical.clear();
+  model_.gather(s.cuts.data() + (s.volumes() - 1) * (n_ + 1), s.finish.data() + s.volumes() * n_, &d);
+  for (int j = s.volumes() - 1; j >= 0; --j) {
+    const Part& part = s.parts[j * n_ + d];
+    if (!part.used) continue;
+    s.critical.emplace_back(j, d);
+    if (j > 0) model_.ready(d, s.bounds[j], part.input, s.cuts.data() + (j - 1) * (n_ + 1), s.finish.data() + j * n_, &d);
+  }
+}
+
+// Hands at most `share` of the rows of some volumes over, mostly from a provider that is waited for.
+void SpatialSearch::shift(State& s, double share, double slack) {
+  const int volumes = s.volumes();
+  const int usable = static_cast<int>(usable_.size());
+  int from = usable_[below(usable)], j = below(volumes);
+  if (below(100) < kWaited) {
+    if (s.critical.empty()) trace(s);
+    if (!s.critical.empty()) std::tie(j, from) = s.critical[below(static_cast<int>(s.critical.size()))];
+  }
+  const int at = static_cast<int>(std::lower_bound(usable_.begin(), usable_.end(), from) - usable_.begin());
+  const int next = below(3) > 0 ? at + (below(2) ? 1 : -1) : below(usable);
+  if (next < 0 || next >= usable || next == at) return;
+  const int to = usable_[next];
+  const int span = below(6);  // this volume and the rest, those before, some, or it alone
+  const int last = span == 0 ? volumes : span == 1 ? j + 1 + below(volumes - j) : j + 1;
+  transfer(s, from, to, span == 2 ? 0 : j, last, below(2) ? 0.0 : share * below(1000) / 1000.0, slack);
+}
+
 // A volume more that ends at cut point p, or one less.
 void SpatialSearch::toggle(State& s, int p) const {
   const auto at = std::lower_bound(s.bounds.begin(), s.bounds.end(), p) - s.bounds.begin();
@@ -276,34 +361,36 @@ void SpatialSearch::anneal(State& s, int64_t work) {
   const std::vector<int>& points = model_.cut_points();
   const int64_t start = model_.work;
   State best = s;
+  trial_ = s.cuts;
   while (model_.work < start + work && !spent()) {
     const double left = 1.0 - static_cast<double>(model_.work - start) / static_cast<double>(work);
     const double slack = -kHot * std::pow(kCold / kHot, 1.0 - left) * best.latency * std::log((below(1 << 30) + 0.5) / (1 << 30));
     const int volumes = s.volumes(), kind = below(100);
     ++model_.work;  // a move that changes nothing counts, too
     if (kind < kToggles && points.size() > 2) {
-      State c;
+      State& c = other_;
       c.bounds = s.bounds;
       c.cuts = s.cuts;
-      toggle(c, points[1 + below(static_cast<int>(points.size()) - 2)]);
+      const int p = 1 + below(static_cast<int>(points.size()) - 2), q = p + (below(2) ? 1 : -1);
+      const auto has = [&](int k) { return std::binary_search(c.bounds.begin(), c.bounds.end(), points[k]); };
+      toggle(c, points[p]);
+      if (below(2) && q > 0 && q + 1 < static_cast<int>(points.size()) && has(p) != has(q)) toggle(c, points[q]);  // a bound moves
       build(c);
-      if (c.score < s.score + slack) s = std::move(c);
+      trial_ = c.cuts;
+      for (int i = 0; i < kPolish && c.latency < s.latency * (1 + kNear); ++i) shift(c, 2 * i < kPolish ? kShift : 0.0, 0.0);
+      if (c.latency < s.latency + slack) std::swap(s, c);
+      trial_ = s.cuts;
     } else if (kind < kToggles + kAlignments && volumes > 1) {
       // a cut where the next volume reads: one of its two providers then needs nothing from the other
       const int j = below(volumes - 1), d = 1 + below(n_ - 1);
       const bool upper = below(2) == 1;
       const Rows reads = s.parts[(j + 1) * n_ + (upper ? d : d - 1)].input;
       if (reads.empty()) continue;
-      trial_ = s.cuts;
       int* e = trial_.data() + j * (n_ + 1);
       e[d] = std::clamp(upper ? reads.lo : reads.hi, e[d - 1], e[d + 1]);
-      offer(s, slack);
+      offer(s, j, j + 1, slack);
     } else {
-      const int from = below(n_), to = below(3) > 0 ? from + (below(2) ? 1 : -1) : below(n_);
-      if (to < 0 || to >= n_ || to == from) continue;
-      const int j = below(volumes), span = below(6);  // this volume and the rest, those before, some, or it alone
-      const int last = span == 0 ? volumes : span == 1 ? j + 1 + below(volumes - j) : j + 1;
-      transfer(s, from, to, span == 2 ? 0 : j, last, below(2) ? 0.0 : kStride * left * below(1000) / 1000.0, slack);
+      shift(s, kStride * left, slack);
     }
     if (s.latency < best.latency) best = s;
   }
@@ -313,7 +400,7 @@ void SpatialSearch::anneal(State& s, int64_t work) {
 
 bool SpatialSearch::run(int64_t work) {
   limit_ = model_.work + work;
-  if (n_ == 1 || queue_.empty()) return false;
+  if (usable_.size() < 2 || queue_.empty()) return false;
   while (!spent()) {
     if (next_ < queue_.size()) {
       State& s = queue_[next_];
@@ -323,7 +410,8 @@ bool SpatialSearch::run(int64_t work) {
     } else if (window_ > 0 && share_ * model_.height(model_.cut_points()[1]) >= 0.5) {
       if (!window(home_, share_)) share_ *= 0.5;
     } else {
-      State s = home_;
+      const size_t turn = turn_++ % kTurns;
+      State s = turn > 0 && turn <= queue_.size() ? queue_[turn - 1] : home_;
       anneal(s, std::min(kAnneal, limit_ - model_.work));
       if (window_ > 0) window(s, kFine / (1 + below(8)));
       if (s.latency < home_.latency) {
@@ -337,7 +425,7 @@ bool SpatialSearch::run(int64_t work) {
 
 // Partitions and coarse splits together: per bound the best few (finish times, cuts) over every volume that can end there and every
 // split of a small family: the k best providers, in proportion to speed, to speed and link, or equally.
-void SpatialSearch::add_beam() {
+void SpatialSearch::add_beam(size_t width) {
   const std::vector<int>& points = model_.cut_points();
   std::vector<std::vector<double>> family;
   const SpatialLinks& links = model_.links();
@@ -399,7 +487,7 @@ void SpatialSearch::add_beam() {
       }
     }
     std::stable_sort(here.begin(), here.end(), [](const Node& a, const Node& b) { return a.rank < b.rank; });
-    if (here.size() > kBeam) here.resize(kBeam);
+    if (here.size() > width) here.resize(width);
   }
   for (size_t i = 0; i < at.back().size() && i < 3; ++i) {
     State s;

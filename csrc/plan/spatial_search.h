@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "plan/spatial.h"
@@ -23,52 +24,65 @@ class SpatialSearch {
     std::vector<int> bounds, cuts;
     std::vector<Part> parts;     // [volumes][N]
     std::vector<double> finish;  // [volumes + 1][N]
-    double latency = kNever, score = kNever;
+    std::vector<std::pair<int, int>> critical;  // (volume, provider) that the latency waits for, last first; empty: not traced
+    double latency = kNever;
     int volumes() const { return static_cast<int>(bounds.size()) - 1; }
+  };
+
+  struct Span {
+    int lo = 0, hi = -1;  // [lo, hi]
+    bool empty() const { return lo > hi; }
+    bool has(int d) const { return d >= lo && d <= hi; }
+    void add(int d) { *this = empty() ? Span{d, d} : Span{d < lo ? d : lo, d > hi ? d : hi}; }
   };
 
   const SpatialModel& model_;
   const int n_;
   uint64_t random_;
   int64_t limit_ = 0, tried_ = 0, window_ = 0;
-  double weight_ = 0.02;  // of the mean finish beside the last one: leads over plateaus where several providers end together
+  std::vector<int> usable_;  // providers that are up and reachable
   std::vector<State> queue_;
   size_t next_ = 0;
+  size_t turn_ = 0;
   double share_ = 0.06;  // of the rows: the step of the next window
-  State home_;
+  State home_, other_;
   SpatialPlan best_;
-  std::vector<int> trial_;
+  std::vector<int> trial_;  // the cuts of the state under search, but where a move tries others
   std::vector<double> finish_;
-  std::vector<Part> undo_;
-  std::vector<int> changed_;
+  std::vector<std::pair<int, Part>> undo_;
+  std::vector<Span> changed_;  // [volumes] providers whose part a move changed
 
   bool spent() const { return model_.work >= limit_; }
   int height(const State& s, int volume) const { return model_.height(s.bounds[volume + 1]); }
   int below(int bound);
   void build(State& s);
-  double recurse(const State& s, int first, int same, const int* cuts, double* latency);
-  bool offer(State& s, double slack);
+  double recurse(const State& s, int first, int same, double slack);
+  bool offer(State& s, int first, int last, double slack);
   void keep(const State& s);
   bool transfer(State& s, int from, int to, int first, int last, double share, double slack);
   bool sweep(State& s, double share);
   void descend(State& s, double share);
   bool window(State& s, double share);
+  void trace(State& s) const;
+  void shift(State& s, double share, double slack);
   void toggle(State& s, int p) const;
   void anneal(State& s, int64_t work);
-  void add_beam();
+  void add_beam(size_t width);
 };
 
 // A lower bound of T_end from the finish times at a bound, over every way to go on.
 struct SpatialBound {
   explicit SpatialBound(const SpatialModel& model);
-  double at(int bound, const double* finish) const {
-    double spent = left[bound], latest = 0;
+  double fluid(double spent) const { return (spent / total) * (1 - 1e-12) + tail; }  // rounding may not cut off the optimum
+  double at(int bound, const double* finish, double* spent) const {
+    double latest = 0;
+    *spent = 0;
     for (size_t d = 0; d < weight.size(); ++d) {
-      spent += weight[d] * finish[d];
+      *spent += weight[d] * finish[d];
       latest = finish[d] > latest ? finish[d] : latest;
     }
-    const double fluid = (spent / total) * (1 - 1e-12);  // rounding may not cut off the optimum
-    return (fluid > latest ? fluid : latest) + tail;
+    const double least = fluid(left[bound] + *spent);
+    return least > latest + tail ? least : latest + tail;
   }
   std::vector<double> left, weight;
   double total = 0, tail = 0;

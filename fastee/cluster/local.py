@@ -32,6 +32,7 @@ from fastee.cluster.messages import Intro, Peers, Ports
 from fastee.cluster.node import Settings
 from fastee.cluster.result import ClusterResult
 from fastee.errors import ClusterError, FingerprintMismatch
+from fastee.planning.plan import Plan
 from fastee.scheduling import Profile, QoS, Scheduler, profile
 
 NAMES = ("mobile", "edge", "cloud")
@@ -187,7 +188,7 @@ class Cluster:
         self,
         x: Any,
         deadline: float | None = None,
-        plan: Sequence[int] | None = None,
+        plan: Plan | Sequence[int] | None = None,
         exits: bool = True,
         codec: str | None = None,
         on_error: str = "raise",
@@ -196,7 +197,8 @@ class Cluster:
 
         `deadline`: seconds per row from the moment the row is admitted; at most `credit` rows are under way at once, the others wait
         without their clock running. None: no deadline, but every wait ends after the cluster's `timeout`. `plan`: one node index
-        per segment, which is then the only host of that segment while it lives; None: the scheduler decides each hop. `exits=False`
+        per segment, which is then the only host of that segment while it lives, or a `fastee.plan` of this network, whose nodes must all be up
+        (`CheckpointMismatch`); None: the scheduler decides each hop. `exits=False`
         runs every row to the end whatever the deadline. `codec`: "raw" or "int8" on every link; None: the scheduler's choice.
         `on_error`: "raise" the first row's error, or "return" all in ``.errors``. The last input's order is kept.
         """
@@ -208,7 +210,7 @@ class Cluster:
         self,
         x: Any,
         deadline: float | None = None,
-        plan: Sequence[int] | None = None,
+        plan: Plan | Sequence[int] | None = None,
         exits: bool = True,
         codec: str | None = None,
         on_error: str = "raise",
@@ -218,7 +220,7 @@ class Cluster:
         return self._collect(await asyncio.gather(*futures, return_exceptions=True), on_error)
 
     def _send(
-        self, begin: Callable[..., Any], x: Any, deadline: float | None, plan: Sequence[int] | None, exits: bool, codec: str | None, on_error: str
+        self, begin: Callable[..., Any], x: Any, deadline: float | None, plan: Plan | Sequence[int] | None, exits: bool, codec: str | None, on_error: str
     ) -> list[Any]:
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
@@ -237,7 +239,7 @@ class Cluster:
         return ClusterResult(answers, self._net.num_classes)
 
     def submit(
-        self, x_row: Any, deadline: float | None = None, plan: Sequence[int] | None = None, exits: bool = True, codec: str | None = None
+        self, x_row: Any, deadline: float | None = None, plan: Plan | Sequence[int] | None = None, exits: bool = True, codec: str | None = None
     ) -> Any:
         """Send one sample (batch dimension of 1) and return the ``concurrent.futures.Future`` of its `TaskAnswer`.
 
@@ -260,7 +262,7 @@ class Cluster:
                 raise ValueError(f"x: at most {MAX_DIMS} dimensions can travel, got {value.ndim}")
         return tuple(v.detach() for v in values)
 
-    def _options(self, deadline: float | None, plan: Sequence[int] | None, exits: bool, codec: str | None) -> tuple:
+    def _options(self, deadline: float | None, plan: Plan | Sequence[int] | None, exits: bool, codec: str | None) -> tuple:
         if self._closed:
             raise ClusterError("cluster: it is closed")
         if deadline is not None:
@@ -269,6 +271,10 @@ class Cluster:
             if not 0 < deadline < 1e6:
                 raise ValueError(f"deadline: expected seconds > 0, got {deadline}")
         route = b""
+        if isinstance(plan, Plan):
+            plan.check(self._net, [node.name for node in self._client.nodes if node.up])
+            names = [node.name for node in self.nodes]
+            plan = [names.index(place) for place in plan.place]
         if plan is not None:
             segments = self._net.num_segments
             if len(plan) != segments or any(not isinstance(n, int) or not 0 <= n < len(self.nodes) for n in plan):
@@ -394,6 +400,7 @@ def local_cluster(
         raise TypeError(f"profile: expected a Profile or None, got {type(prof).__name__}")
     if prof.nodes != names or prof.num_segments != net.num_segments:
         raise ValueError(f"profile: it has nodes {prof.nodes} and {prof.num_segments} segments, expected {names} and {net.num_segments}")
+    prof.check(net)
     given = dict(params or {})
     Scheduler(prof, qos or QoS(), policy=policy, thresholds=list(rule), params=given)  # a wrong name or number fails here, not in a worker
     fingerprint = bytes.fromhex(net.fingerprint)

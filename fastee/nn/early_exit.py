@@ -254,8 +254,8 @@ class EarlyExit(nn.Module):
     def profile(self, value: Profile | None) -> None:
         if value is not None and not isinstance(value, Profile):
             raise TypeError(f"profile: expected a fastee.Profile or None, got {type(value).__name__}")
-        if value is not None and value.num_segments != self.num_segments:
-            raise ValueError(f"profile: this network has {self.num_segments} segments, the profile {value.num_segments}")
+        if value is not None:
+            value.check(self)
         self._profile, self._scheduler = value, None
 
     @property

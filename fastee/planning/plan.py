@@ -99,13 +99,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Return in words and numbers what was chosen, why, and what it beat."""
         return explain.text(self)
 
-    def check(self, prof: Profile, nodes: Sequence[str] | None = None) -> None:
-        """Raise CheckpointMismatch unless this plan was made for the network of `prof`, with that many segments, and everyone it needs is among `nodes`
-        (None: not asked)."""
+    def check(self, prof: Any, nodes: Sequence[str] | None = None) -> None:
+        """Raise CheckpointMismatch unless this plan was made for the network of `prof` (a Profile, or the network itself), with that many segments, and
+        everyone it needs is among `nodes` (None: not asked)."""
+        who, is_of = ("the profile", "is of") if isinstance(prof, Profile) else ("this network", "is")
         if self.fingerprint != prof.fingerprint:
-            raise CheckpointMismatch(f"plan: made for the network {self.fingerprint!r}, the profile is of {prof.fingerprint!r}; plan again")
+            raise CheckpointMismatch(f"plan: made for the network {self.fingerprint!r}, {who} {is_of} {prof.fingerprint!r}; plan again")
         if len(self.place) != prof.num_segments:
-            raise CheckpointMismatch(f"plan: places {len(self.place)} segments, the profile has {prof.num_segments}; plan again")
+            raise CheckpointMismatch(f"plan: places {len(self.place)} segments, {who} has {prof.num_segments}; plan again")
         for name in (self.source, *self.place) if nodes is not None else ():
             if name not in nodes:
                 raise CheckpointMismatch(f"plan: node {name!r} has left, there are {list(nodes)}; plan again")

@@ -104,6 +104,14 @@ class Profile:
         """K, the attached heads; the end of the network is not counted."""
         return len(self.mean) - 1
 
+    def check(self, net) -> None:
+        """Raise CheckpointMismatch unless `net` has as many segments and the fingerprint this profile was measured with ("": not asked)."""
+        if self.num_segments != net.num_segments:
+            raise CheckpointMismatch(f"profile: this network has {net.num_segments} segments, the profile {self.num_segments}")
+        if self.fingerprint not in ("", net.fingerprint):
+            raise CheckpointMismatch(f"profile: measured for the network {self.fingerprint!r}, this one is {net.fingerprint!r}; measure it, or where only "
+                                     "weights changed, take dataclasses.replace(profile, fingerprint=net.fingerprint)")  # fmt: skip
+
     def to_json(self) -> bytes:
         """The profile as JSON (UTF-8)."""
         lists = {k: getattr(self, k).tolist() for k in ("mean", "spread", "wire_bytes", "codec_seconds", "bandwidth", "delay")}

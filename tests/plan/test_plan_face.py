@@ -1,16 +1,20 @@
 """plan(), its answers on disk and in words, cluster.toml, and the exact message of every refusal."""
 
+import dataclasses
 import doctest
 import json
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from plan_worlds import profile_of
 
 import fastee
+from fastee.cluster.local import Cluster, open_clusters
 from fastee.errors import BackendUnavailable, CheckpointMismatch
 from fastee.planning import ClusterSpec, NodeSpec, NoPlan, Plan, Replanner, plan
 from fastee.planning import problem as edge
@@ -147,6 +151,47 @@ def test_save_and_load(tmp_path):
     lonely = ClusterSpec([NodeSpec("mobile"), NodeSpec("cloud")], {})
     unreachable = plan(P, lonely)
     assert unreachable.alternatives[1].value is None and Plan.from_json(unreachable.to_json()) == unreachable
+
+
+def net_of(seed):
+    torch.manual_seed(seed)
+    body = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    return fastee.attach(body, ["1", "3"], 3, torch.zeros(1, 4)).eval()
+
+
+def test_a_profile_of_another_network_with_equally_many_segments_is_refused():
+    ours, other = net_of(0), net_of(1)
+    prof = fastee.profile(ours, torch.zeros(1, 4), nodes=("mobile", "cloud"), batch_sizes=(1,), repeats=1, warmup=0)
+    ours.profile = prof
+    message = f"profile: measured for the network {ours.fingerprint!r}, this one is {other.fingerprint!r}; "
+    for take in (lambda: setattr(other, "profile", prof), lambda: fastee.local_cluster(other, nodes=2, names=("mobile", "cloud"), profile=prof)):
+        with pytest.raises(CheckpointMismatch, match="^" + re.escape(message)):
+            take()
+    assert other.profile is None
+    other.profile = dataclasses.replace(prof, fingerprint=other.fingerprint)
+    assert other.profile.num_segments == 3
+
+
+@pytest.mark.parametrize("up, of, message", [
+    ((True, True), 0, None),
+    ((True, False), 0, "node 'cloud' has left, there are ['mobile']; plan again"),
+    ((True, True), 1, "plan: made for the network"),
+])  # fmt: skip
+def test_a_cluster_takes_a_plan_only_for_its_network_and_nodes_that_are_there(up, of, message):
+    nets = [net_of(0), net_of(1)]
+    made = plan(two(fingerprint=nets[of].fingerprint))
+    assert made.place == ("cloud",) * 3
+    nodes = [SimpleNamespace(name=name, up=u) for name, u in zip(("mobile", "cloud"), up, strict=True)]
+    cluster = Cluster(nets[0], nodes, SimpleNamespace(nodes=nodes), None, None)
+    cluster.close = lambda: None
+    try:
+        if message is None:
+            assert cluster._options(None, made, True, None)[1] == bytes([1, 1, 1]) == cluster._options(None, made.indices, True, None)[1]
+        else:
+            with pytest.raises(CheckpointMismatch, match=re.escape(message)):
+                cluster._options(None, made, True, None)
+    finally:
+        open_clusters.discard(cluster)
 
 
 def changed(change) -> str:

@@ -44,9 +44,9 @@ class SpatialModel:
             seconds = math.inf
         return seconds, *source
 
-    def _move(self, bits: float, a: float, b: float) -> float:
-        rate = max(0.0, min(a, b))
-        return bits / rate if rate > 0 else math.inf
+    def _move(self, amount: float, a: float, b: float) -> float:
+        rate = min(a, b)
+        return amount * (8.0 / rate if rate > 0 else math.inf)
 
     def finish_times(self, bounds, cuts) -> tuple[float, list[float]]:
         """(T_end, finish time of every provider after every volume)."""
@@ -56,7 +56,7 @@ class SpatialModel:
         finish, every, before = [0.0] * n, [], None
         for j in range(volumes):
             e = splits[j]
-            bits = 8.0 * self.net.row_bytes(bounds[j])
+            size = self.net.row_bytes(bounds[j])
             after, sent, leaving = list(finish), 0.0, list(finish)
             for d in range(n):
                 if e[d] == e[d + 1]:
@@ -64,7 +64,7 @@ class SpatialModel:
                 seconds, lo, hi = self.part(d, bounds[j], bounds[j + 1], e[d], e[d + 1])
                 ready = finish[d]
                 if lo < hi and before is None:
-                    move = self._move(bits * (hi - lo), self.rates[d], self.requester)
+                    move = self._move(size * (hi - lo), self.rates[d], self.requester)
                     sent = sent + move if self.contention else move
                     ready = self.delay + sent
                 elif lo < hi:
@@ -72,17 +72,17 @@ class SpatialModel:
                         rows = min(hi, before[s + 1]) - max(lo, before[s])
                         if s == d or rows <= 0:
                             continue
-                        move = self._move(bits * rows, self.rates[s], self.rates[d])
+                        move = self._move(size * rows, self.rates[s], self.rates[d])
                         arrives = (leaving[s] if self.contention else finish[s]) + move
                         leaving[s] = arrives
                         ready = max(ready, arrives)
                 after[d] = ready + seconds
             finish, before = after, e
             every += finish
-        bits, end = 8.0 * self.net.row_bytes(len(self.net.layers)), finish[self.root]
+        size, end = self.net.row_bytes(len(self.net.layers)), finish[self.root]
         for d in range(n):
             rows = before[d + 1] - before[d]
-            move = 0.0 if d == self.root or rows == 0 else self._move(bits * rows, self.rates[d], self.rates[self.root])
+            move = 0.0 if d == self.root or rows == 0 else self._move(size * rows, self.rates[d], self.rates[self.root])
             end = max(end, finish[d] + move)
         return end + self.tail[self.root], every
 
@@ -98,8 +98,10 @@ class SpatialModel:
             ins, outs = at(h_in), at(h_out)
             for d in range(self.n):
                 need, (lo, hi) = vsl(self.net, begin, end, (outs[d], outs[d + 1]))
+                part = 0.0
                 for i in sorted(need, reverse=True):
-                    total += self.net.layers[i].row_macs * (need[i][1] - need[i][0])
+                    part += self.net.layers[i].row_macs * (need[i][1] - need[i][0])
+                total += part
                 if lo < hi:
                     moved += hi - lo - (0 if first else max(0, min(hi, ins[d + 1]) - max(lo, ins[d])))
         return moved * self.net.row_bytes(begin) / len(vectors), total / len(vectors)
