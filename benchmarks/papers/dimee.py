@@ -11,6 +11,7 @@ cascade suffices").
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -45,7 +46,7 @@ def populations(task: str, seed: int) -> tuple[real.Said, real.Said]:
     if task == "SST-2":
         return real.said("sst2", seed, "sst2-val"), real.said("sst2", seed, "sst2-test")
     net = trained_network(seed, blocks=(2, 1, 1, 1), exits=["stem", "stage1.0", "stage1.1", "stage2", "stage3"])
-    fastee.fit(net, batches(*images("train")), "joint", epochs=4, weights="pabee", seed=seed, progress=False)
+    fastee.fit(net, batches(*images("train")), epochs=6, seed=seed, progress=False)
     val, test = (real.listen(net, batches(*images(s))) for s in ("val", "test"))
     return val, test
 
@@ -124,36 +125,39 @@ def judged(size: str, seed: int, val: real.Said, test: real.Said) -> list[Row]:
     row("edge only", "baseline", test.right[:, cuts[1]], np.full(len(full), HOPS[0] + LAYER_COST * LAYERS[1]))
 
     # Pools are built from one half of the validation rows and alpha is chosen on the other: on its own rows a routing looks better than it is.
-    confidence = {"val": val.stats("max_prob")[:, cuts], "test": test.stats("max_prob")[:, cuts]}
+    confidence = val.stats("max_prob")[:, cuts]
     half = np.arange(len(val.y)) % 2 == 0
     learn, choose = val.take(half), val.take(~half)
 
-    def pooled(rule: str, said: real.Said, alpha: float) -> np.ndarray:
-        routed = dimee.pools(learn.embedding, confidence["val"][half], alpha).route(said.embedding)
-        if rule == CASCADE:
-            return np.zeros_like(routed)
+    sets = {"choose": choose, "test": test}
+
+    @functools.cache
+    def routes(which: str, alpha: float) -> np.ndarray:
+        return dimee.pools(learn.embedding, confidence[half], alpha).route(sets[which].embedding)
+
+    def judged_at(rule: str, which: str, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        pool = np.zeros(len(sets[which].y), np.int64) if rule == CASCADE else routes(which, alpha)
         if rule == MAJORITY:
-            return np.full_like(routed, np.bincount(routed).argmax())
-        return rng.permutation(routed) if rule == RANDOM else routed
+            pool = np.full_like(pool, np.bincount(pool).argmax())
+        return tiered(sets[which], rng.permutation(pool) if rule == RANDOM else pool, alpha)
 
     alphas = ALPHAS[ALPHAS > 1 / classes]
     chosen = {}
     for rule in (POOLS, CASCADE, RANDOM, MAJORITY):
         best = (math.inf, 1.01)
         for alpha in alphas:
-            right, cost = tiered(choose, pooled(rule, choose, alpha), alpha)
+            right, cost = judged_at(rule, "choose", float(alpha))
             if choose.right[:, -1].mean() - right.mean() <= TOLERANCE:
                 best = min(best, (float(cost.mean()), float(alpha)))
         chosen[rule] = best[1]
-        row(rule, "reconstructed" if rule == POOLS else "baseline", *tiered(test, pooled(rule, test, best[1]), best[1]), alpha=best[1])
+        row(rule, "reconstructed" if rule == POOLS else "baseline", *judged_at(rule, "test", best[1]), alpha=best[1])
         for alpha in alphas[::4]:
-            row(f"{rule}, curve", "reconstructed" if rule == POOLS else "baseline", *tiered(test, pooled(rule, test, alpha), alpha), round(float(alpha), 3))
+            row(f"{rule}, curve", "reconstructed" if rule == POOLS else "baseline", *judged_at(rule, "test", float(alpha)), round(float(alpha), 3))
     alpha = chosen[POOLS]
-    c = confidence["test"]
+    c = test.stats("max_prob")[:, cuts]
     truth = np.where(c[:, 0] >= alpha, dimee.EASY, np.where(c[:, 1] >= alpha, dimee.MODERATE, dimee.HARD))
-    routed = pooled(POOLS, test, alpha)
     row("oracle pools", "baseline", *tiered(test, truth, alpha), alpha=alpha)
-    rows[[r.method for r in rows].index(POOLS)].extra["routed_right"] = float((routed == truth).mean())
+    rows[[r.method for r in rows].index(POOLS)].extra["routed_right"] = float((routes("test", alpha) == truth).mean())
     rows[[r.method for r in rows].index(POOLS)].extra["majority"] = float(np.bincount(truth).max() / len(truth))
     row("SplitEE (bandit)", "official code", *splitee(test, chosen[CASCADE]), alpha=chosen[CASCADE])
     for method, score in (("DeeBERT (entropy)", lambda s: s.stats("entropy")[:, :-1]), ("PABEE (patience)", lambda s: patience(s.label))):

@@ -35,7 +35,7 @@ def kinds(quick: bool, seed: int) -> dict[str, real.Said]:
         names = {"calibrated on": "sst2-val", "films": "sst2-test", "films -> tweets": "tweets", "films -> product reviews": "amazon"}
         return {k: real.said("sst2", 0, name) for k, name in names.items()}
     net = trained_network(seed, exits=["stem", "stage1", "stage2", "stage3"])
-    fastee.fit(net, batches(*images("train")), "joint", epochs=3, seed=seed, progress=False)
+    fastee.fit(net, batches(*images("train")), epochs=6, seed=seed, progress=False)
     (vx, vy), (tx, ty) = images("val"), images("test")
     noise = torch.randn(tx.shape, generator=torch.Generator().manual_seed(seed))
     sets = {"calibrated on": (vx, vy), "images": (tx, ty), "images -> noise 0.3": (tx + 0.3 * noise, ty), "images -> noise 0.8": (tx + 0.8 * noise, ty)}
@@ -78,11 +78,12 @@ def run(seed: int, quick: bool, console) -> list[Row]:
 
 
 def first_alarm(stream: np.ndarray, audited: np.ndarray) -> int:
-    """Return the number of the row at whose audit the alarm rings, the length of the stream where it never does."""
+    """Return the number of the row at whose audit the alarm is seen, looked for after every eight audits; the length of the stream where it never rings."""
     test = DriftTest(BUDGET, LEVEL)
-    for at in audited:
-        if test.observe(stream[at]):
-            return int(at)
+    for start in range(0, len(audited), 8):
+        some = audited[start : start + 8]
+        if test.observe(stream[some]):
+            return int(some[-1])
     return len(stream)
 
 

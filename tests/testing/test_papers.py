@@ -1,6 +1,7 @@
 """The papers' tests: statistics by hand, verdicts on made-up rows, the file and the page."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from benchmarks.papers import (
     hierarchical,
     jei_dnn,
     main,
+    mdi_exit,
     real,
+    saving,
     system,
     watch,
 )
@@ -195,6 +198,84 @@ def test_the_alarm_rings_at_the_audit_that_proves_it():
     at = watch.first_alarm(stream, np.arange(0, 4000, 10))
     assert 2000 < at < 2300 and at % 10 == 0 and watch.first_alarm(~stream[:0], np.arange(0)) == 0
     assert watch.first_alarm(np.zeros(4000, bool), np.arange(4000)) == 4000
+
+
+def traced(seed):
+    return mdi_exit.DifficultyTrace.synthetic([0.6, 0.75, 0.82, 0.86, 0.88], 2000, seed=seed)
+
+
+@pytest.fixture
+def mesh_rows(monkeypatch):
+    monkeypatch.setattr(mdi_exit, "recorded", lambda quick: (traced(1), traced(2), [0.2] * 5, [784.0, 1568.0, 1568.0, 784.0, 392.0], [0.6, 0.75, 0.82, 0.86, 0.88]))
+    monkeypatch.setattr(mdi_exit, "TASKS", {True: 1500})
+
+    class Quiet:
+        def print(self, _):
+            pass
+
+    return mdi_exit.run(0, True, Quiet())
+
+
+def test_mdi_exit_rows(mesh_rows):
+    at = {(r.method, r.point): r for r in mesh_rows}
+    rate = lambda way, topology: at[f"{way}, {topology}", None].extra["per_second"]
+    for topology, (n, _) in mdi_exit.TOPOLOGIES.items():  # 50 ms per sample on each of n workers; the directed ring also waits for its neighbours
+        assert rate(mdi_exit.NONE, topology) <= 20 * n * 1.06
+        if topology != "3 ring":
+            assert rate(mdi_exit.NONE, topology) >= 20 * n * 0.9 and rate(mdi_exit.MDI, topology) > 1.3 * rate(mdi_exit.NONE, topology)
+        assert at[f"{mdi_exit.NONE}, {topology}", None].cost == 1.0
+        fixed = at[f"{mdi_exit.ADAPTED}, {topology}", mdi_exit.FIXED]
+        assert fixed.accuracy == fixed.extra["useful"] <= fixed.extra["answered"]
+    cost = np.cumsum([0.2] * 5)
+    theta = mdi_exit.shared(traced(1), cost)
+    k = np.where((traced(1).confidence >= theta).any(1), (traced(1).confidence >= theta).argmax(1), 4)
+    right = traced(1).correct
+    assert right[:, -1].mean() - right[np.arange(2000), k].mean() <= mdi_exit.TOLERANCE
+
+
+def rated(mdi, adapted, drop=0.0):
+    rows = []
+    for topology in mdi_exit.TOPOLOGIES:
+        for way in (mdi_exit.NONE, mdi_exit.SHIPPED, mdi_exit.MDI, mdi_exit.OURS, mdi_exit.PLACED, mdi_exit.ADAPTED):
+            per_second = mdi if way == mdi_exit.MDI else 10.0
+            rows.append(Row("mdi_exit", "quick", 0, f"{way}, {topology}", "ours", 0.9 - (drop if way == mdi_exit.MDI else 0), 1.0, None, {"per_second": per_second}))
+            rows.append(Row("mdi_exit", "quick", 0, f"{way}, {topology}", "ours", 0.5, 1.0, 1.25, {"useful": adapted if way == mdi_exit.ADAPTED else 0.6}))
+    return rows
+
+
+@pytest.mark.parametrize(("rows", "want"), [
+    (rated(11.1, 0.7), "reproduced"), (rated(10.9, 0.7), "direction only"), (rated(12, 0.7, drop=0.02), "direction only"), (rated(12, 0.6), "direction only"),
+    (rated(10.9, 0.5), "not reproduced"),
+])  # fmt: skip
+def test_mdi_exit_verdicts(rows, want):
+    assert mdi_exit.verdict(rows)[0] == want
+
+
+def timed(one, many, drop):
+    rows = [Row("saving", "quick", 0, "backbone alone", "baseline", 0.9, 1.0)]
+    for method in (saving.SEARCHED, saving.GUARANTEED):
+        rows.append(Row("saving", "quick", 0, f"{method}, multiply-adds", "ours", 0.9 - drop, 0.5))
+        rows += [Row("saving", "quick", 0, f"{method}, seconds", "ours", 0.9 - drop, c, b) for b, c in ((1, one), (32, many))]
+    return rows
+
+
+@pytest.mark.parametrize(("one", "many", "drop", "want"), [
+    (0.64, 0.65, 0.004, "reproduced"), (0.64, 0.66, 0.004, "direction only"), (0.5, 1.1, 0.004, "not reproduced"), (0.5, 0.5, 0.006, "not reproduced"),
+])  # fmt: skip
+def test_saving_verdicts(one, many, drop, want):
+    assert saving.verdict(timed(one, many, drop))[0] == want
+
+
+def test_seconds_are_those_of_the_two_ways():
+    class Net:
+        def __call__(self, x):
+            time.sleep(0.001)
+
+        def full(self, x):
+            time.sleep(0.004)
+
+    ours, alone = saving.seconds(Net(), [(None, None)] * 30, 20, 0)
+    assert 0.02 <= ours < alone and alone >= 0.08
 
 
 def test_batches_of_sentences_and_images():
