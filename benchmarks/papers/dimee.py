@@ -32,6 +32,7 @@ from fastee.calibration.search import exits_of
 TITLE = "DIMEE: difficulty pools choose the tier"
 PUBLISHED = "cost more than 43 % below all-cloud at a drop below 0.3 points (GLUE)"
 COST = "cost % of all-cloud"
+NOTE = real.SST2_NOTE
 SEEDS = 3
 LAYERS, LAYER_COST, HOPS = (2, 4, 6), 0.2, (0.3, 0.5, 0.5)
 CLOUD = HOPS[1] + LAYER_COST * LAYERS[2]

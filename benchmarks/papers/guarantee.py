@@ -25,6 +25,7 @@ from fastee.calibration.search import exits_of
 
 TITLE = "The guarantee: promises kept, and their price"
 PUBLISHED = "our own claim (Learn then Test, arXiv 2110.01052; conformal risk control, arXiv 2208.02814)"
+NOTE = real.SST2_NOTE
 SEEDS = 5
 ACCURACY = "promise kept"
 MAX_DROP, CONFIDENCE = 0.01, 0.95

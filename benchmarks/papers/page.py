@@ -54,6 +54,7 @@ def _system(module, rows: list[Row], size: str, drawn: Path) -> list[str]:
         f"## {module.TITLE}",
         f"Published: {module.PUBLISHED}. Here ({size}, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}): **{verdict}**. {said}.",
         f"Rule: {rule}",
+        *([module.NOTE] if size.startswith("full") and hasattr(module, "NOTE") else []),
         "\n".join(lines),
         f"![{module.TITLE}]({drawn.parent.name}/{drawn.name})",
     ]

@@ -22,6 +22,7 @@ from fastee.calibration.search import exits_of
 
 TITLE = "The drift watch: an alarm in time, and no other"
 PUBLISHED = "our own claim (e-processes, arXiv 2203.03532)"
+NOTE = real.SST2_NOTE
 SEEDS = 1
 ACCURACY, COST = "right alarms (or silence)", "cost % of the network without exits, audits included"
 BUDGET, CONFIDENCE, LEVEL = 0.02, 0.95, 0.01
