@@ -42,8 +42,8 @@ def run(seed: int, quick: bool, console) -> list[Row]:
         net = real.network("sst2", seed)
         val, test = (real.said("sst2", seed, s) for s in ("sst2-val", "sst2-test"))
         ids, y = real.sentences("sst2-test")
-        rows = [i for i, tokens in enumerate(ids) if len(tokens) == real.PIECES]
-        some = lambda size: real.Sentences([ids[i] for i in rows], y[rows], size, share=1.0)
+        those = [i for i, tokens in enumerate(ids) if len(tokens) == real.PIECES]
+        some = lambda size: real.Sentences([ids[i] for i in those], y[those], size, share=1.0)
     full, rows = test.right[:, -1], [Row("saving", size, seed, "backbone alone", "baseline", float(test.right[:, -1].mean()), 1.0)]
     for method, confidence in ((SEARCHED, None), (GUARANTEED, CONFIDENCE)):
         found = fastee.calibration.thresholds(val.stats("max_prob")[:, :-1], val.right, val.cost, MAX_DROP, confidence)
