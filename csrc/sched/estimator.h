@@ -42,7 +42,7 @@ struct Estimator {
         above = below = 0.0;
         fresh = 0;
       }
-      const double weight = std::max(kWeight, 1.0 / (static_cast<double>(fresh) + 2.0));
+      const double weight = fresh < 8 ? 1.0 / (static_cast<double>(fresh) + 2.0) : kWeight;
       seen = seen * (1.0 - weight) + weight * (off * off);
       kept = kept * (1.0 - weight);
       ratio = ratio + weight * (r - ratio);

@@ -1,5 +1,6 @@
 #include "sched/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace fastee::sched {
@@ -30,7 +31,6 @@ Model::Model(const Config& c)
       node_up_(c.nodes, 1),
       link_up_(static_cast<size_t>(c.nodes) * c.nodes),
       queue_(c.nodes, 0),
-      out_queue_(c.nodes, 0),
       busy_until_(c.nodes, kInt64Min),
       reached_(exits, 0),
       accepted_(exits, 0),
@@ -155,14 +155,14 @@ void Model::rebuild_level(int s) {
 
 void Model::rebuild_step() {
   if (level_ < 0) return;
-  changed();
+  ++version_;
   rebuild_level(level_--);
 }
 
 // The same tables as a rebuild, from the marks of what moved: a new estimate of one segment on one node mostly moves no minimum of
 // the segment before, and the walk ends there.
 void Model::follow(int from) {
-  changed();
+  ++version_;
   if (!eager_) {
     level_ = std::max(level_, from);
     return;
@@ -267,7 +267,7 @@ void Model::refresh_wait(int n) {
 }
 
 void Model::refresh_queue(int n) {
-  changed();
+  ++version_;
   const double length = static_cast<double>(queue_[n]);
   wait_[n] = length * turn_[n].mean;
   wait_sd_[n] = std::sqrt(length * turn_[n].var);
@@ -330,8 +330,8 @@ bool Model::observe_queue(int n, int64_t length, int64_t out_length) {
     ++counters.ignored;
     return false;
   }
+  if (queue_[n] == length) return true;  // reports mostly say nothing new
   queue_[n] = length;
-  out_queue_[n] = out_length;
   refresh_queue(n);
   return true;
 }
@@ -366,13 +366,11 @@ void Model::learn_exit(int exit, bool accepted) {
 int64_t Model::sent(int s, int p, int64_t now) {
   const int64_t wire = static_cast<int64_t>(std::min(moves_[at(s, p)].wire, 1e15));
   busy_until_[p] = add_saturated(std::max(busy_until_[p], now), wire);
-  changed(p);
   return wire;
 }
 
 void Model::unsent(int p, int64_t wire) {
   busy_until_[p] = subtract_saturated(busy_until_[p], wire);
-  changed(p);
 }
 
 TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {

@@ -59,6 +59,7 @@ class Model {
   bool link_idle(int p, int64_t now) const { return reachable(me, p) && busy_until_[p] <= now; }
   double mean_task_time(int n) const { return turn_[n].mean; }  // ns, over the segments hosted there, one row
   double move_ns(int s, int p) const { return moves_[at(s, p)].mean; }
+  double wire_ns(int s, int p) const { return moves_[at(s, p)].wire; }  // what it takes of the link
   double wire_bytes(int s, int p) const {
     return moves_[at(s, p)].codec < 0 ? 0.0 : config.wire_bytes[static_cast<size_t>(s) * config.codecs + moves_[at(s, p)].codec];
   }
@@ -82,9 +83,8 @@ class Model {
   bool stale() const { return level_ >= 0; }
   void rebuild_step();
 
-  // Counts every change of what a decision reads; last_sent: the node of sent() if that was the last change, else -1.
+  // Counts every change of what a decision reads, but for what was sent.
   int64_t version() const { return version_; }
-  int last_sent() const { return last_sent_; }
 
   // for snapshots
   const std::vector<Estimator>& time_estimators() const { return time_; }
@@ -123,7 +123,7 @@ class Model {
   std::vector<TenantClass> classes_;
   std::vector<Estimator> time_, rate_;        // [S, N], [N, N]
   std::vector<uint8_t> node_up_, link_up_;    // [N], [N, N]
-  std::vector<int64_t> queue_, out_queue_, busy_until_;  // [N]
+  std::vector<int64_t> queue_, busy_until_;  // [N]
   std::vector<int64_t> reached_, accepted_;   // [K]
   std::vector<double> exit_probability_;      // [K]
   std::vector<double> need_, need_sd_, togo_;  // [NB, S, N]
@@ -137,12 +137,7 @@ class Model {
   std::vector<uint8_t> moved_, new_costs_;
   std::vector<int> list_;
   std::vector<double> old_;
-  void changed(int sent = -1) {
-    ++version_;
-    last_sent_ = sent;
-  }
   int64_t version_ = 0;
-  int last_sent_ = -1;
   const bool eager_;
   int level_ = -1;
 };

@@ -32,13 +32,6 @@ std::unique_ptr<Policy> make_policy(std::string_view name, const Policy::Parts& 
 
 bool Policy::accepts(int64_t, int exit, const Sample& sample) const { return model_.accepts(exit, sample.confidence); }
 
-Query Policy::query_of(int64_t slot, int64_t now, const Sample& sample) const {
-  const int64_t deadline = tasks_[slot].deadline;
-  const double slack = deadline == kNoDeadline ? kInf : static_cast<double>(subtract_saturated(deadline, now));
-  const TenantClass& c = model_.tenant_class(tasks_[slot].tenant);
-  return {slot, tasks_[slot].segment, -1, &sample, slack, now, 0, 0.0, c.quantile, c.weight};
-}
-
 Choice Policy::here_or_soonest(const Query& q) const {
   if (fits(q, model_.me)) return {Choice::kRun, model_.me};
   Choice choice;

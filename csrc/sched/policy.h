@@ -71,7 +71,12 @@ class Policy {
   virtual State state() const { return {}; }
 
   Choice usual(const Query& q) const { return here_or_soonest(q); }
-  Query query_of(int64_t slot, int64_t now, const Sample& sample) const;
+  Query query_of(int64_t slot, int64_t now, const Sample& sample) const {
+    const Task& t = tasks_[slot];
+    const double slack = t.deadline == kNoDeadline ? kInf : static_cast<double>(subtract_saturated(t.deadline, now));
+    const TenantClass& c = model_.tenant_class(t.tenant);
+    return {slot, t.segment, -1, &sample, slack, now, 0, 0.0, c.quantile, c.weight};
+  }
 
  protected:
   // ns until the next answer is at home with the hit rate, if the task goes to p now; +inf where impossible.

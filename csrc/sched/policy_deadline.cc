@@ -1,5 +1,6 @@
 // Of all places that make the next answer in time with the hit rate, the one where the task is expected to end cheapest (soonest
-// without prices); EXIT instead where the gain table says that going on is not worth its cost.
+// without prices); EXIT instead where the gain table says that going on is not worth its cost. Bound late: a task without an answer
+// joins no line that it can watch from outside.
 #include <algorithm>
 
 #include "sched/policies.h"
@@ -7,7 +8,8 @@
 namespace fastee::sched {
 namespace {
 
-constexpr double kSwitchGain = 0.9;  // hysteresis: another place must be 10 % cheaper than the last one
+constexpr double kSwitchGain = 0.9;   // hysteresis: another place must be 10 % cheaper than the last one
+constexpr double kMostMessages = 2.0;  // so many messages of its own size may be before it on the way out
 
 int gain_bin(const Config& c, double confidence) {
   const double at = (confidence - c.gain_low) / (c.gain_high - c.gain_low) * static_cast<double>(c.bins);
@@ -21,25 +23,28 @@ class Deadline final : public Policy {
 
   Choice place(const Query& q) override {
     const Model& m = model_;
-    // While others wait for any answer at all, a better one is not worth the place that it would take from them.
-    if (room_.size() > 0 && tasks_[q.slot].best >= 0) return {};
+    const bool answered = tasks_[q.slot].best >= 0;
+    // A better answer is not worth a run during which somebody who waits for any answer at all misses the last moment.
+    if (answered && room_.size() > 0 && static_cast<double>(subtract_saturated(room_.soonest(), q.now)) <= m.segment_time(q.segment, m.me, 0).mean)
+      return {};
     look(q);
-    // Nearly always the cheapest place of all makes the deadline, and no other has to be looked at.
-    int best = best_;
-    if (!(best >= 0 && need_[best] <= q.slack)) {
-      best = -1;
-      for (int p = 0; p < m.nodes; ++p)
-        if (need_[p] <= q.slack && need_[p] < kInf && (best < 0 || end_[p] < end_[best])) best = p;
-    }
-    if (best < 0) return tasks_[q.slot].best < 0 ? likeliest(q) : Choice{};
+    int best = cheapest(q, [](int) { return true; });
+    if (best < 0) return answered ? Choice{} : likeliest(q);
     const int last = last_place_[q.segment];
-    if (last >= 0 && need_[last] <= q.slack && need_[last] < kInf && !(end_[best] < kSwitchGain * end_[last])) best = last;
-    const double best_end = end_[best];
+    if (last >= 0 && in_time(q, last) && !(end(q, best) < kSwitchGain * end(q, last))) best = last;
+    if (!answered && q.slack < kInf && m.nodes > 1) {
+      const auto open = [&](int p) { return p == m.me ? m.queue()[p] <= most_rows_ : sent_before(q, p) <= kMostMessages * m.wire_ns(q.segment, p); };
+      if (!open(best)) best = cheapest(q, open);
+      if (best < 0) {
+        const Choice wait = wait_for(q, alone(q));
+        return wait.kind == Choice::kWait ? wait : likeliest(q);
+      }
+    }
     const Config& c = m.config;
     const double u = q.sample->confidence;
     if (q.exit >= 0 && c.bins > 0 && m.switched_on(q.exit) && u == u) {
-      const double gain = c.gain[static_cast<size_t>(q.exit) * c.bins + gain_bin(c, u)];
-      const double later = best_end == kInf ? kInf : best_end - m.return_ns(m.me);
+      const double gain = c.gain[static_cast<size_t>(q.exit) * c.bins + gain_bin(c, u)], ends = end(q, best);
+      const double later = ends == kInf ? kInf : ends - m.return_ns(m.me);
       const double cost = c.cost_weight > 0 ? c.cost_weight * (later / kNs) : 0.0;
       if (gain * q.weight <= cost && gain <= c.max_drop) return {Choice::kExit, m.me};
     }
@@ -47,58 +52,66 @@ class Deadline final : public Policy {
     return {Choice::kRun, best};
   }
 
+  void observed(int node, int64_t batch, int64_t) override {
+    if (node == model_.me) most_rows_ = std::max(most_rows_, batch);
+  }
+
  private:
-  // need_ and end_ of every node for such a task, and the cheapest of all. The rows of a batch differ in their slack alone, so
-  // that most of it stands from row to row.
+  // need_ and end_ of every node for such a task without what this node has sent: so they stand until something is learned.
   void look(const Query& q) {
     const Model& m = model_;
-    const bool same = q.now == now_ && q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_;
-    if (same && m.version() == version_) return;
-    if (same && m.version() == version_ + 1 && m.last_sent() >= 0) {
-      one(q, m.last_sent());
-    } else {
-      now_ = q.now, segment_ = q.segment, bucket_ = q.bucket, rounds_ = q.rounds, z_ = q.z;
-      for (int p = 0; p < m.nodes; ++p) one(q, p);
+    if (q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_ && m.version() == version_) return;
+    segment_ = q.segment, bucket_ = q.bucket, rounds_ = q.rounds, z_ = q.z, version_ = m.version();
+    for (int p = 0; p < m.nodes; ++p) {
+      need_[p] = until_answer(q, p, q.z);
+      end_[p] = m.togo(q.bucket, q.segment)[p] + (m.wait_mean()[p] + earlier(q, p));
     }
-    version_ = m.version();
-    best_ = -1;
-    double best_end = 0.0;
-    for (int p = 0; p < m.nodes; ++p)
-      if (need_[p] < kInf && (best_ < 0 || end_[p] < best_end)) {
-        best_ = p;
-        best_end = end_[p];
-      }
   }
-  void one(const Query& q, int p) {
-    need_[p] = until_answer(q, p, q.z);
-    end_[p] = model_.togo(q.bucket, q.segment)[p] + (model_.wait_mean()[p] + model_.delay_at(q.segment, p, q.now, q.rounds));
+  // Earlier full batches of the same call.
+  double earlier(const Query& q, int p) const {
+    return p == model_.me && q.rounds > 0 ? q.rounds * model_.segment_time(q.segment, p, model_.buckets - 1).mean : 0.0;
   }
   double until_answer(const Query& q, int p, double z) const {
     const Model& m = model_;
-    const double extra = m.delay_at(q.segment, p, q.now, q.rounds);
-    return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + extra);
+    return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + earlier(q, p));
+  }
+  double sent_before(const Query& q, int p) const { return p == model_.me ? 0.0 : model_.delay_at(q.segment, p, q.now, 0.0); }
+  double end(const Query& q, int p) const { return end_[p] + sent_before(q, p); }
+  bool in_time(const Query& q, int p) const {
+    const double t = need_[p] + sent_before(q, p);
+    return t <= q.slack && t < kInf;
+  }
+  template <typename Open>
+  int cheapest(const Query& q, Open&& open) const {
+    int best = -1;
+    for (int p = 0; p < model_.nodes; ++p)
+      if (in_time(q, p) && (best < 0 || end(q, p) < end(q, best)) && open(p)) best = p;
+    return best;
+  }
+  // ns until the soonest next answer with nothing before it: queues are estimates, and the tasks in them exit early.
+  double alone(const Query& q) const {
+    const double* mean = model_.need_mean(q.bucket, q.segment);
+    return *std::min_element(mean, mean + model_.nodes);
   }
   // For a task without any answer yet, no place keeps the promise, but a rejection is surely no answer. It is tried where the next
-  // answer is soonest on average, if that average makes the deadline; else it waits while it would make it with nothing before it:
-  // queues are estimates, and the tasks in them exit early.
+  // answer is soonest on average, if that average makes the deadline; else it waits while it would make it with nothing before it.
   Choice likeliest(const Query& q) {
     Choice choice;
-    double best = kInf, alone = kInf;
+    double best = kInf;
     for (int p = 0; p < model_.nodes; ++p) {
-      const double t = until_answer(q, p, 0.0);
-      alone = std::min(alone, model_.need_mean(q.bucket, q.segment)[p]);
+      const double t = until_answer(q, p, 0.0) + sent_before(q, p);
       if (t <= q.slack && t < best) {
         best = t;
         choice = {Choice::kRun, p};
       }
     }
-    return choice.kind == Choice::kRun ? choice : wait_for(q, alone);
+    return choice.kind == Choice::kRun ? choice : wait_for(q, alone(q));
   }
 
   std::vector<int> last_place_;     // [S] the node chosen last for a segment
   std::vector<double> need_, end_;  // [N] of the last look
-  int64_t now_ = kInt64Min, version_ = -1;
-  int segment_ = -1, bucket_ = -1, best_ = -1;
+  int64_t version_ = -1, most_rows_ = 1;  // most_rows_: of a batch that was seen here
+  int segment_ = -1, bucket_ = -1;
   double rounds_ = 0.0, z_ = 0.0;
 };
 

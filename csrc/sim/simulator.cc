@@ -441,11 +441,7 @@ Decision Simulator::decide(uint32_t w) {
   Node& node = nodes_[work.node];
   const auto more_urgent = std::upper_bound(node.ready.begin(), node.ready.end(), Ready{work.deadline, work.order, w, 0});
   const int64_t ahead = static_cast<int64_t>(node.running.size()) + (node.ready.end() - more_urgent);
-  const int64_t told = ahead << 32 | node.waiting;
-  if (told != node.told) {
-    node.told = told;
-    node.scheduler->observe_queue(node.me, ahead, node.waiting);
-  }
+  tell(node, ahead);
   const int exit = work.exit;
   work.exit = -1;  // an exit is told once
   sched::Sample sample;
@@ -504,21 +500,30 @@ void Simulator::follow(uint32_t w, Decision d) {
   }
 }
 
-// Asks for the decisions that waiting tasks have got meanwhile.
+void Simulator::tell(Node& node, int64_t ahead) {
+  const int64_t told = ahead << 32 | node.waiting;
+  if (told == node.told) return;
+  node.told = told;
+  node.scheduler->observe_queue(node.me, ahead, node.waiting);
+}
+
+// Asks for the decisions that waiting tasks have got meanwhile; each of them stands behind all that is here, as in the live node.
 void Simulator::pump(int n) {
   Node& node = nodes_[n];
   if (!node.alive || node.thaw_at > totals.now) return;
-  node.scheduler->set_idle(!node.busy && node.ready.empty());
+  const auto look = [this, &node] {
+    node.scheduler->set_idle(!node.busy && node.ready.empty());
+    if (node.waiting > 0) tell(node, length_of(node));
+  };
   int64_t handle;
   Decision d;
-  while (node.scheduler->poll(local(node), &handle, &d)) {
+  for (look(); node.scheduler->poll(local(node), &handle, &d); look()) {
     const uint32_t w = node.by_slot[handle & 0xFFFFFFFF];
     if (works_[w].since == -1) --node.waiting;
     works_[w].since = totals.now;
     write(What::kDecide, works_[w].task, works_[w].attempt, n, -1, d.code());
     follow(w, d);
     dispatch(n);
-    node.scheduler->set_idle(!node.busy && node.ready.empty());
   }
   arm_tick(n);
 }

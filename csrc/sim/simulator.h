@@ -114,6 +114,7 @@ class Simulator {
   void give_credit(Work& work);
   void dispatch(int node);
   void done(int node);
+  void tell(Node& node, int64_t ahead);
   void pump(int node);
   void report(int node);
   void die(int node);
@@ -122,7 +123,8 @@ class Simulator {
   std::vector<uint32_t> works_on(int node) const;
   int64_t home_ns(const Work& work, int node, int to, int64_t* sent_bytes, bool* open) const;
   int64_t local(const Node& node) const {
-    return totals.now + node.offset + static_cast<int64_t>(static_cast<double>(totals.now) * node.drift / 1e6);
+    const int64_t now = totals.now + node.offset;
+    return node.drift == 0.0 ? now : now + static_cast<int64_t>(static_cast<double>(totals.now) * node.drift / 1e6);
   }
   // Scattered reads of a table as large as nodes x nodes: where a link is at hand, its state knows place and back.
   int link_between(int from, int to) const { return link_at_[static_cast<size_t>(from) * world.nodes + to]; }

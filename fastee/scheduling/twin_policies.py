@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from dataclasses import dataclass
 
 from fastee.scheduling import rules
@@ -16,6 +17,8 @@ NEVER, INT64_MIN = (1 << 63) - 1, -(1 << 63)
 FITS_NOT, EXIT, RUN, WAIT = range(4)
 NOTHING = {"confidence": NAN, "gate": NAN, "delta": NAN, "label": -1, "pool": -1, "max_prob": NAN, "margin": NAN, "entropy": NAN, "lse": NAN}
 SWITCH_GAIN = 0.9  # another place must be 10 % cheaper
+MOST_MESSAGES = 2.0  # of its own size, that may be before a task on the way out
+MAX = sys.float_info.max
 QUANTILE_95 = 1.6448536269514722
 SIZE_CLASSES = 51
 
@@ -128,47 +131,64 @@ class Threshold:
 
 
 class Deadline(Threshold):
-    """Cheapest expected end among the places that make the deadline; EXIT where going on is not worth its cost."""
+    """Cheapest expected end among the places that make the deadline, bound late; EXIT where going on is not worth its cost."""
 
     def __init__(self, core):
         super().__init__(core)
-        self.last_place = [-1] * core.S
+        self.last_place, self.most_rows = [-1] * core.S, 1
+
+    def observed(self, node: int, batch: int, duration: int) -> None:
+        if node == self.core.me:
+            self.most_rows = max(self.most_rows, batch)
 
     def place(self, q: Query):
         core, c, s = self.core, self.c, q.segment
-        if len(core.room) and core.tasks[q.slot].best >= 0:  # others wait for any answer at all
+        answered = core.tasks[q.slot].best >= 0
+        # A better answer is not worth a run during which somebody who waits for any answer at all misses the last moment.
+        if answered and len(core.room) and float(min(max(core.room.soonest() - q.now, INT64_MIN), NEVER)) <= core.segment_time(s, core.me, 0)[0]:
             return FITS_NOT, -1, NEVER
-        best, best_end, stay, stay_end = -1, INF, -1, INF
-        for p in range(core.N):
-            if not self.fits(q, p):
-                continue
-            end = core.togo[q.bucket][s][p] + (core.wait[p] + core.delay_at(s, p, q.now, q.rounds))
-            if best < 0 or end < best_end:
-                best, best_end = p, end
-            if p == self.last_place[s]:
-                stay, stay_end = p, end
-        if best < 0:
-            return self.likeliest(q) if core.tasks[q.slot].best < 0 else (FITS_NOT, -1, NEVER)
-        if stay >= 0 and not best_end < SWITCH_GAIN * stay_end:
-            best, best_end = stay, stay_end
+        end = lambda p: core.togo[q.bucket][s][p] + (core.wait[p] + self.earlier(q, p)) + self.sent_before(q, p)
+        in_time = [p for p in range(core.N) if self.until_answer(q, p, q.z) <= min(q.slack, MAX)]
+        if not in_time:
+            return (FITS_NOT, -1, NEVER) if answered else self.likeliest(q)
+        best, stay = min(in_time, key=end), self.last_place[s]
+        if stay in in_time and not end(best) < SWITCH_GAIN * end(stay):
+            best = stay
+        if not answered and q.slack < INF and core.N > 1:
+            is_open = lambda p: core.queue[p] <= self.most_rows if p == core.me else self.sent_before(q, p) <= MOST_MESSAGES * core.wire[s][p]
+            if not is_open(best):
+                best = min(filter(is_open, in_time), key=end, default=-1)
+            if best < 0:
+                wait = self.wait_for(q, min(core.need[q.bucket][s]))
+                return wait if wait[0] == WAIT else self.likeliest(q)
         u = q.sample["confidence"]
         if q.exit >= 0 and c["gain"] is not None and self.on(q.exit) and u == u:
             gain = c["gain"][q.exit][self.gain_bin(u)]
-            later = INF if best_end == INF else best_end - core.home_ns[core.me]
+            later = INF if end(best) == INF else end(best) - core.home_ns[core.me]
             cost = c["cost_weight"] * (later / NS) if c["cost_weight"] > 0 else 0.0
             if gain * q.weight <= cost and gain <= c["max_drop"]:
                 return EXIT, core.me, NEVER
         self.last_place[s] = best
         return RUN, best, NEVER
 
+    def earlier(self, q: Query, p: int) -> float:
+        """ns of the earlier full batches of the same call."""
+        core = self.core
+        return q.rounds * core.segment_time(q.segment, p, core.NB - 1)[0] if p == core.me and q.rounds > 0 else 0.0
+
+    def until_answer(self, q: Query, p: int, z: float) -> float:
+        core, b, s = self.core, q.bucket, q.segment
+        time = (core.need[b][s][p] + z * core.need_sd[b][s][p]) + ((core.wait[p] + z * core.wait_sd[p]) + self.earlier(q, p))
+        return time + self.sent_before(q, p)
+
+    def sent_before(self, q: Query, p: int) -> float:
+        return 0.0 if p == self.core.me else self.core.delay_at(q.segment, p, q.now, 0.0)
+
     def likeliest(self, q: Query):
         """No answer yet and no place keeps the promise: where the next answer is soonest on average, if that makes the deadline; else wait."""
-        core, choice, best = self.core, (FITS_NOT, -1, NEVER), INF
-        for p in range(core.N):
-            t = core.time_at(q.bucket, q.segment, p, q.now, q.rounds, 0.0)
-            if t <= q.slack and t < best:
-                choice, best = (RUN, p, NEVER), t
-        return choice if choice[0] == RUN else self.wait_for(q, min(core.need[q.bucket][q.segment]))
+        time = {p: self.until_answer(q, p, 0.0) for p in range(self.core.N)}
+        in_time = [p for p in time if time[p] <= min(q.slack, MAX)]
+        return (RUN, min(in_time, key=time.get), NEVER) if in_time else self.wait_for(q, min(self.core.need[q.bucket][q.segment]))
 
     def gain_bin(self, confidence: float) -> int:
         low, high = self.c["gain_range"]

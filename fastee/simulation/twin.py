@@ -461,9 +461,7 @@ class Simulator:
         node = self.nodes[work.node]
         key = work.deadline, work.order
         ahead = len(node.running) * node.busy + sum(item[:2] < key for heap in node.ready for item in heap)
-        if node.told != (ahead, node.waiting):
-            node.told = ahead, node.waiting
-            node.scheduler.observe_queue(node.me, ahead, node.waiting)
+        self.tell(node, ahead)
         exit, work.exit = work.exit, -1
         row, extras = self.w["row"][work.task], {}
         if self.w["pool"]:
@@ -502,12 +500,16 @@ class Simulator:
         else:
             self.send_home(work, Outcome.REJECTED, False)
 
+    def tell(self, node: Node, ahead: int) -> None:
+        if node.told != (ahead, node.waiting):
+            node.told = ahead, node.waiting
+            node.scheduler.observe_queue(node.me, ahead, node.waiting)
+
     def pump(self, n: int) -> None:
         node = self.nodes[n]
         if not node.alive or node.thaw_at > self.now:
             return
-        node.scheduler.set_idle(not node.busy and node.queued == 0)
-        while (found := node.scheduler.poll(self.local(node))) is not None:
+        while (found := self.ask(node)) is not None:
             work = node.rooms[found[0] & 0xFFFFFFFF]
             if work.waiting:
                 node.waiting -= 1
@@ -515,8 +517,14 @@ class Simulator:
             self.write(What.DECIDE, work.task, work.attempt, n, -1, found[1].code)
             self.follow(work, found[1])
             self.dispatch(n)
-            node.scheduler.set_idle(not node.busy and node.queued == 0)
         self.arm_tick(n)
+
+    def ask(self, node: Node):
+        """The next waiting task's decision; each of them stands behind all that is here, as in the live node."""
+        node.scheduler.set_idle(not node.busy and node.queued == 0)
+        if node.waiting > 0:
+            self.tell(node, node.length)
+        return node.scheduler.poll(self.local(node))
 
     def dispatch(self, n: int) -> None:
         node = self.nodes[n]

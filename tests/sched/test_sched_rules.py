@@ -23,16 +23,39 @@ def make(native, profile=None, deadline=1.0, thresholds=(0.9, 0.9), **more):
 
 
 def crowded(native, now=0):
-    """A scheduler whose own queue is too long and whose link is full: the last task admitted had to wait."""
+    """A scheduler whose own queue is too long and whose link is full of tasks with an answer: the last task admitted had to wait."""
     sched = make(native, deadline=0.05)
     sched.observe_queue(0, 100)
     for _ in range(200):
         task = sched.admit(now)
-        decision = sched.decide(task, -1, math.nan, now)
-        if decision.action != Action.OFFLOAD:
-            return sched, task, decision
+        if sched.decide(task, 0, 0.5, now).action != Action.OFFLOAD:
+            break
         sched.finish(task)
-    raise AssertionError("the link never filled")
+    else:
+        raise AssertionError("the link never filled")
+    task = sched.admit(now)
+    return sched, task, sched.decide(task, -1, math.nan, now)
+
+
+def test_a_task_without_an_answer_is_bound_late(native):
+    sched = make(native)
+    sched.observe_queue(0, 2)  # two before it here, although a batch never held more than one
+    kinds = []
+    while not kinds or kinds[-1] == Action.OFFLOAD:
+        kinds.append(sched.decide(sched.admit(0), -1, math.nan, 0).action)
+    assert kinds[-1] == Action.WAIT  # although here and there are both in time
+    assert len(kinds) == 4  # two messages may be before one's own, so the third still goes
+    with_answer = sched.decide(sched.admit(0), 0, 0.5, 0).action
+    assert with_answer in (Action.CONTINUE, Action.OFFLOAD)
+    sched.observe_queue(0, 1)
+    assert sched.poll(0)[1] == Decision(Action.CONTINUE, 0)
+
+
+def test_a_task_without_a_deadline_joins_the_line(native):
+    sched = make(native, deadline=None)
+    sched.observe_queue(0, 100)
+    for _ in range(50):
+        assert sched.decide(sched.admit(0), -1, math.nan, 0).action in (Action.CONTINUE, Action.OFFLOAD)
 
 
 def test_a_task_without_an_answer_waits_while_it_could_still_be_in_time_alone(native):
@@ -56,12 +79,14 @@ def test_a_task_that_cannot_be_in_time_even_alone_does_not_wait(native):
     assert sched.decide(sched.admit(0, 3 * MS), -1, math.nan, 0).action == Action.REJECT
 
 
-def test_while_one_waits_for_any_answer_another_takes_the_one_that_it_has(native):
-    sched, task, _ = crowded(native)
+def test_who_has_an_answer_takes_it_where_a_run_would_cost_another_one_its_last_moment(native):
+    sched, task, decision = crowded(native)
+    assert decision.until == 46 * MS
     other = sched.admit(0, 1000 * MS)
-    assert sched.decide(other, 0, 0.5, 0) == Decision(Action.EXIT, 0, forced=True)
+    assert sched.decide(other, 0, 0.5, 41 * MS).action in (Action.CONTINUE, Action.OFFLOAD)  # a run takes 4 ms
+    assert sched.decide(other, 0, 0.5, 43 * MS) == Decision(Action.EXIT, 0, forced=True)
     sched.finish(task)
-    assert sched.decide(sched.admit(0, 1000 * MS), 0, 0.5, 0).action != Action.EXIT
+    assert sched.decide(sched.admit(43 * MS, 1000 * MS), 0, 0.5, 43 * MS).action != Action.EXIT
 
 
 def test_an_offload_that_the_host_could_not_send_leaves_no_trace(native):
