@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.bench_policies`` prints the table. Every policy is tuned per scenario on two other seeds (a calibration trace and its own
 arrivals) over a small grid: of the settings whose mean accuracy reaches the floor, the one with the highest hit rate, then the lowest cost. Then it
-runs once on the test seed. A hit rate counts as equal up to one task in two thousand. The floor is the accuracy of the network's end minus `DROP`; accuracy counts answered tasks, the hit rate all.
+runs once on each of ten test seeds. A scenario is won where the mean of the paired differences is above 0 in the hit rate and below 0 in the cost,
+each by more than the half-width of its 95 % interval over the seeds. The floor is the accuracy of the network's end minus `DROP`; accuracy counts answered tasks, the hit rate all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from fastee.testing.bench import Case, Context, Group
 HERE = Path(__file__).resolve().parent
 DROP = 0.02
 ACCURACY = [0.78, 0.86, 0.90, 0.92]
-TUNING_SEEDS, TEST_SEED = (101, 103), 909  # 202 was looked at while the policy was designed
+TUNING_SEEDS, TEST_SEEDS = (101, 103), tuple(range(9001, 9011))  # 1 to 20, 202 and 909 were looked at while the policy was designed
+T_95 = 2.262  # Student's t, nine degrees of freedom
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NET = {"seconds": [0.004] * 4, "batch_sizes": [1, 8, 32], "batch_cost": [1.0, 3.0, 9.0], "spread": 0.1, "codecs": ["raw", "int8"],
        "wire_bytes": [[12288, 3084], [32768, 8200], [16384, 4100], [8192, 2052]], "codec_seconds": [[0.0, 2e-5]] * 4}  # fmt: skip
@@ -84,6 +86,11 @@ SCENARIOS = {
     "mesh of 50, loss and partition": mesh(40, 10, 30.0, False, 0.4, detect=0.15, faults=[{"kind": "loss", "source": "board", "target": "fast", "at": 1.0, "chance": 0.03},
                                                                                        {"kind": "partition", "nodes": ["fast0", "fast1"], "at": 3.0, "seconds": 2.0}]),
 }  # fmt: skip
+# Where the best paper policy met nearly every deadline there was nothing to compare: there every policy's load is raised by steps of 1.25
+# until that one misses one task in fifty on the tuning seeds. `deadline` was not looked at for it.
+STEPS = {"lte, 3 nodes": 4, "slow lte, 3 nodes": 2, "5g, 3 nodes": 1, "5g, 3 nodes, bursts": 1, "lte, edge dies": 1, "5g, straggler and freeze": 2,
+         "mesh of 10": 5, "mesh of 50, loss and partition": 4}  # fmt: skip
+SCENARIOS = {name: {**s, "arrivals": [{**a, "rate": a["rate"] * 1.25 ** STEPS.get(name, 0)} for a in s["arrivals"]]} for name, s in SCENARIOS.items()}
 
 
 def settings() -> dict[str, list[dict]]:
@@ -130,9 +137,10 @@ def play(scenario: dict, policy: str, setting: dict, trace: DifficultyTrace, gai
     return result.summary()
 
 
-def compare(name: str, tasks: int, seed: int = TEST_SEED) -> list[dict]:
-    """One row per policy: its tuned setting and what it reached on the test seed."""
-    tuning, test = DifficultyTrace.synthetic(ACCURACY, 8000, seed=11), DifficultyTrace.synthetic(ACCURACY, 8000, seed=seed)
+def compare(name: str, tasks: int, seeds: Iterable[int] = TEST_SEEDS) -> list[dict]:
+    """One row per policy: its tuned setting and what it reached on each test seed."""
+    tuning = DifficultyTrace.synthetic(ACCURACY, 8000, seed=11)
+    tests = {seed: DifficultyTrace.synthetic(ACCURACY, 8000, seed=seed) for seed in seeds}
     gain, floor, rows = gain_table(tuning), float(tuning.correct[:, -1].mean()) - DROP, []
     for policy, grid in settings().items():
         best = None
@@ -143,18 +151,30 @@ def compare(name: str, tasks: int, seed: int = TEST_SEED) -> list[dict]:
             key = (short > 0, short, -round(s["hit_rate"], 3), s["mean_cost"])
             if best is None or key < best[0]:
                 best = key, setting
-        s = play(SCENARIOS[name], policy, best[1], test, gain, seed, tasks)
-        rows.append({"scenario": name, "policy": policy, "setting": best[1], "floor": floor, "reached": not best[0][0], **{k: s[k] for k in ("hit_rate", "accuracy", "mean_cost", "useful", "p99")}})
+        runs = [play(SCENARIOS[name], policy, best[1], test, gain, seed, tasks) for seed, test in tests.items()]
+        rows.append({"scenario": name, "policy": policy, "setting": best[1], "floor": floor, "reached": not best[0][0],
+                     **{k: [r[k] or 0.0 for r in runs] for k in ("hit_rate", "accuracy", "mean_cost", "useful", "p99")}})  # fmt: skip
     return rows
 
 
-def verdict(rows: list[dict]) -> tuple[bool, bool, dict, dict]:
-    """(higher hit rate, lower cost, ours, best paper policy at the floor: highest hit rate, then cheapest)."""
+def difference(ours: dict, theirs: dict, column: str) -> tuple[float, float]:
+    """Mean of the paired differences over the seeds, and the half-width of its 95 % interval."""
+    d = np.subtract(ours[column], theirs[column])
+    return float(d.mean()), float(T_95 * d.std(ddof=1) / len(d) ** 0.5)
+
+
+def verdict(rows: list[dict]) -> tuple[str, dict, dict]:
+    """(word, ours, best paper policy at the floor: highest mean hit rate on the test seeds themselves, then cheapest)."""
     ours = next(r for r in rows if r["policy"] == "deadline")
     others = [r for r in rows if r["policy"] not in ("deadline", "threshold")]
     at_floor = [r for r in others if r["reached"]] or others
-    best = min(at_floor, key=lambda r: (-round(r["hit_rate"], 3), r["mean_cost"]))
-    return ours["hit_rate"] >= best["hit_rate"] - 5e-4, ours["mean_cost"] <= best["mean_cost"], ours, best
+    best = min(at_floor, key=lambda r: (-round(float(np.mean(r["hit_rate"])), 3), float(np.mean(r["mean_cost"]))))
+    (hit, hit_error), (cost, cost_error) = (difference(ours, best, k) for k in ("hit_rate", "mean_cost"))
+    if not ours["reached"]:
+        return "below the floor", ours, best
+    if hit > hit_error and cost < -cost_error:
+        return "better", ours, best
+    return "lost" if hit < -hit_error else "dearer" if cost > cost_error else "within the error", ours, best
 
 
 def cases(ctx: Context) -> Iterator[Group]:
@@ -167,21 +187,23 @@ def cases(ctx: Context) -> Iterator[Group]:
 
 def main(tasks: int = 3000, out: Path | None = None, names: Iterable[str] = SCENARIOS) -> None:
     """Print the table of these scenarios, and write the rows as JSON lines when `out` is given."""
-    table, wins, start, lines = Table(title=f"deadline against the best paper policy, {tasks:,} tasks, accuracy floor = end - {100 * DROP:.0f} points"), 0, time.perf_counter(), []
-    for column in ("scenario", "hit % ours", "theirs", "cost ours", "theirs", "accuracy ours", "theirs", "best paper policy", "verdict"):
+    table, wins, start, lines = Table(title=f"deadline against the best paper policy, {tasks:,} tasks x {len(TEST_SEEDS)} seeds, accuracy floor = end - {100 * DROP:.0f} points"), 0, time.perf_counter(), []
+    for column in ("scenario", "hit % ours", "theirs", "difference", "cost ours", "theirs", "difference", "accuracy ours", "theirs", "best paper policy", "verdict"):
         table.add_column(column, justify="left" if column in ("scenario", "best paper policy", "verdict") else "right")
     for name in names:
         rows = compare(name, tasks)
         lines += rows
-        hit, cheap, ours, best = verdict(rows)
-        wins += hit and cheap and ours["reached"]
-        words = "both better" if hit and cheap else "dearer" if hit else "misses more" if cheap else "misses more, dearer"
-        cells = [f"{100 * r[k]:.2f}" if k != "mean_cost" else f"{1e3 * r[k]:.3f}" for k in ("hit_rate", "mean_cost", "accuracy") for r in (ours, best)]
-        mark = lambda r: "" if r["reached"] else " (below the floor)"
-        table.add_row(name, *cells, best["policy"] + mark(best), words + mark(ours))
-    Console(width=170).print(table)
+        word, ours, best = verdict(rows)
+        wins += word == "better"
+        cells = []
+        for key, unit, digits in (("hit_rate", 100, 2), ("mean_cost", 1e3, 2)):
+            mean, error = difference(ours, best, key)
+            cells += [f"{unit * np.mean(r[key]):.{digits}f}" for r in (ours, best)] + [f"{unit * mean:+.{digits}f} ± {unit * error:.{digits}f}"]
+        cells += [f"{100 * np.mean(r['accuracy']):.1f}" for r in (ours, best)]
+        table.add_row(name, *cells, best["policy"] + ("" if best["reached"] else " (below the floor)"), word)
+    Console(width=190).print(table)
     print("LTE: " + ("recorded uplinks" if "file" in radio("lte", 6e6) else "made up (FASTEE_DATA holds no traces)") + "; 5G and difficulty: made up")
-    print(f"{wins} of {table.row_count} scenarios: hit rate as high or higher, and cost as low or lower ({time.perf_counter() - start:.0f} s)")
+    print(f"{wins} of {table.row_count} scenarios: higher hit rate and lower cost, both beyond the error ({time.perf_counter() - start:.0f} s)")
     if out is not None:
         out.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
 
