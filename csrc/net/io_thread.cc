@@ -318,7 +318,7 @@ struct IoThread::Impl {
       fds[kBell].fd = io.driver_bell_.fd(), fds[kConsumerBell].fd = consumer ? io.events_bell_.fd() : -1, fds[kFile].fd = file;
       if (now < spin_until) {
         lock.unlock();
-        const int count = ::poll(fds.data(), fds.size(), 0);  // no sched_yield: on a busy machine that gives whole milliseconds away
+        const int count = ::poll(fds.data(), fds.size(), 0);
         lock.lock();
         readable = count > 0 && heed_poll();
         continue;
