@@ -397,6 +397,22 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
+@app.command()
+def serve(
+    net: Annotated[str, typer.Argument(help="package.module:name of an EarlyExit, or of its backbone with --checkpoint")],
+    checkpoint: Annotated[Path | None, typer.Option(help="file of net.save()")] = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    name: Annotated[str, typer.Option(help="the model's name in the URL")] = "net",
+    queue: Annotated[int, typer.Option(help="requests that may wait; more are answered 429")] = 64,
+) -> None:
+    """Answer HTTP requests (KServe V2) with a network, under the deadline of each."""
+    from fastee.cli.source import network
+    from fastee.integrations import serve as http
+
+    http.serve(network(net, checkpoint), host, port, name=name, queue=queue)
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     app(prog_name="fastee")

@@ -1,0 +1,95 @@
+"""The ops for NumPy, CuPy and every array with DLPack: the same functions and arguments as ``fastee.ops``, results of the kind that came in.
+
+>>> import numpy as np
+>>> from fastee.integrations import arrays
+>>> out = arrays.exit_head(np.ones((2, 3, 4, 4), "f"), np.eye(3, dtype="f") * 9, threshold=0.3)
+>>> type(out.label).__name__, out.exits.tolist()
+('ndarray', [True, True])
+
+Memory is shared, never copied, but for a NumPy array that may not be written (torch knows no such tensors). ``x`` decides the kind. A weight that
+is used again and again is best kept as a torch tensor: it passes as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastee import ops
+
+__all__ = [
+    "compact", "dequantize_rows", "exit_head", "exit_step", "feature_delta", "gather_rows", "linear_stats", "mean_entropy", "pack_planes", "pool", "quantize_rows",
+    "row_stats", "unpack_planes",
+]  # fmt: skip
+
+
+def to_torch(value: Any) -> Any:
+    """Return an array as a tensor over the same memory; anything else as it is."""
+    kind = type(value)
+    if kind is np.ndarray:
+        return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if isinstance(value, ops.Norm):
+        return value._replace(weight=to_torch(value.weight), bias=to_torch(value.bias))
+    if isinstance(value, Tensor) or not hasattr(kind, "__dlpack__"):
+        return value
+    return torch.from_dlpack(value)
+
+
+def _back(like: Any) -> Callable[[Tensor], Any]:
+    """Return what makes an array of the kind of `like` from a tensor."""
+    if isinstance(like, np.ndarray):
+        return Tensor.numpy
+    if isinstance(like, Tensor):
+        return lambda t: t
+    space = like.__array_namespace__() if hasattr(like, "__array_namespace__") else None
+    if space is None or not hasattr(space, "from_dlpack"):
+        raise TypeError(f"x: {type(like).__module__}.{type(like).__name__} has no array namespace with from_dlpack")
+    return lambda t: space.from_dlpack(t.detach())
+
+
+class Result:
+    """An op's result whose tensors come out as arrays of the caller's kind, each when it is read."""
+
+    __slots__ = ("_result", "_make")
+
+    def __init__(self, result: Any, make: Callable[[Tensor], Any]):
+        self._result, self._make = result, make
+
+    def __getattr__(self, name: str) -> Any:
+        return _give(getattr(self._result, name), self._make)
+
+    def __iter__(self):
+        return (_give(v, self._make) for v in self._result)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._result!r})"
+
+
+def _give(value: Any, make: Callable[[Tensor], Any]) -> Any:
+    if isinstance(value, Tensor):
+        return make(value)
+    if value is None or isinstance(value, (int, float, str, tuple)) and not hasattr(value, "_fields"):
+        return value
+    return value if callable(value) else Result(value, make)
+
+
+def _lift(op: Callable) -> Callable:
+    @functools.wraps(op)
+    def call(x: Any, *args: Any, **named: Any) -> Any:
+        like = x._result if isinstance(x, Result) else x
+        make = x._make if isinstance(x, Result) else _back(x)
+        out = op(to_torch(like), *map(to_torch, args), **{k: to_torch(v) for k, v in named.items()})
+        return _give(out, make)
+
+    call.__doc__ = f"``fastee.ops.{op.__name__}`` for arrays of any kind; see there and this module."
+    return call
+
+
+compact, dequantize_rows, exit_head, exit_step = map(_lift, (ops.compact, ops.dequantize_rows, ops.exit_head, ops.exit_step))
+feature_delta, gather_rows, linear_stats, mean_entropy = map(_lift, (ops.feature_delta, ops.gather_rows, ops.linear_stats, ops.mean_entropy))
+pack_planes, pool, quantize_rows, row_stats, unpack_planes = map(_lift, (ops.pack_planes, ops.pool, ops.quantize_rows, ops.row_stats, ops.unpack_planes))
