@@ -63,7 +63,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     q = act.add_parser("prepare", help="fine-tune the full size's networks and keep what their exits say (hours; goes on where it stopped)")
     q.add_argument("systems", nargs="+", metavar="task", help="sst2, clinc150, cifar10")
     q.add_argument("--seeds", type=int, help="how many; default 1")
-    q = act.add_parser("run", help="train, measure, append the rows to results/papers.jsonl")
+    q = act.add_parser("run", help="train, measure, append the rows to results/papers/papers.jsonl")
     q.add_argument("systems", nargs="+", metavar="system", help="see papers list; 'all' for every one")
     q.add_argument("--full", action="store_true", help="the long size (hours) instead of the quick one (minutes)")
     q.add_argument("--seeds", type=int, help="how many; default: as many as the paper's test asks for")

@@ -12,7 +12,7 @@ from benchmarks.papers.common import append, read
 from fastee.errors import FasteeError, did_you_mean
 
 SYSTEMS = ("guarantee", "watch", "saving", "dimee", "mdi_exit", "jei_dnn", "daisy", "hierarchical", "distree")
-RESULTS = Path(__file__).parent.parent / "results" / "papers.jsonl"
+RESULTS = Path(__file__).parent.parent / "results" / "papers" / "papers.jsonl"
 DOCS = Path(__file__).parents[2] / "docs" / "papers.md"
 
 

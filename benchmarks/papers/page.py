@@ -17,7 +17,7 @@ def write(path: Path, rows: list[Row]) -> None:
     """Write the page, and its plots into the folder of the page's name beside it."""
     parts = [
         "# Papers, tested beside ours",
-        "Written by `python -m benchmarks papers table` from `benchmarks/results/papers.jsonl`. Every system runs on the same network and data as ours, in one"
+        "Written by `python -m benchmarks papers table` from `benchmarks/results/papers/papers.jsonl`. Every system runs on the same network and data as ours, in one"
         " process per seed; ± is the standard error over seeds. *quick* uses the embedded 10,000 Fashion-MNIST images, *full* what the folder `FASTEE_DATA` holds."
         " Systems without readable source are marked (reconstructed) and must not be quoted as the paper's. The verdict follows a rule that stood in the code before"
         " the run.",

@@ -129,6 +129,10 @@ def test_table_rewrites_between_the_markers_only(tmp_path):
         tables.tables(tmp_path / "empty")
 
 
+def test_the_tables_of_the_committed_rows_can_be_written():
+    assert len(tables.tables(runner.HERE / "results").splitlines()) > 100
+
+
 def test_table_sums_up_what_it_does_not_list(tmp_path):
     rows = [_row(shape=str(i), speedup=1.0 + i, bars=[Bar(">= 20x torch", 1.0 + i, i >= 19)]) for i in range(20)]
     append_rows(tmp_path / "box.jsonl", rows)
