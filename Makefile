@@ -7,9 +7,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test quick dev build lint sanitize test-cluster test-neon fuzz bench plots test-gpu bench-gpu clean
 .DEFAULT_GOAL := build
 
-$(VENV)/.installed: requirements.txt pyproject.toml setup.py
+$(VENV)/.installed: requirements.txt requirements-triton.txt pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --requirement requirements.txt
+	$(PY) -m pip install --quiet --no-deps --requirement requirements-triton.txt
 	FASTEE_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 

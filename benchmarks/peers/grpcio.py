@@ -6,4 +6,4 @@ from ..bench_cluster import offloads
 from . import Peer
 
 PEER = Peer("1.85.1", "Apache-2.0", (("grpcio==1.85.1",),))
-CASES = {"cluster_offload": offloads}
+CASES = {"cluster": offloads}

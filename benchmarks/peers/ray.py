@@ -6,4 +6,4 @@ from ..bench_cluster import offloads
 from . import Peer
 
 PEER = Peer("2.60.0", "Apache-2.0", (("ray==2.60.0",),))
-CASES = {"cluster_offload": offloads}
+CASES = {"cluster": offloads}

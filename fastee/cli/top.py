@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,24 @@ def tables(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) -
 def watch(console: Console, config: Path, keys: Path | None, once: bool, as_json: bool, every: float) -> None:
     """Print the state once, or again and again until ctrl-C."""
     with fastee.Cluster.connect(config, keys=keys) as cluster:
-        now, before = state(cluster), None
+        now = state(cluster)
         if as_json:
             typer.echo(json.dumps(now))
         elif once:
             console.print(tables(now, None, every))
         else:
-            with Live(tables(now, None, every), console=console, screen=console.is_terminal) as live:
-                while True:
-                    time.sleep(every)
-                    before, now = now, state(cluster)
-                    live.update(tables(now, before, every))
+            _watch_live(console, cluster, now, every)
+
+
+def _watch_live(console: Console, cluster: fastee.Cluster, now: dict[str, Any], every: float) -> None:
+    # A flag rather than KeyboardInterrupt: raised just anywhere, it can vanish in a destructor, and the view would go on.
+    stop = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        with Live(tables(now, None, every), console=console, screen=console.is_terminal) as live:
+            while not stop.wait(every):
+                last, now = now, state(cluster)
+                live.update(tables(now, last, every))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raise KeyboardInterrupt
