@@ -43,7 +43,7 @@ void proportional(int rows, const std::vector<double>& weights, int* cuts) {
 SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam, int64_t window)
     : model_(model), n_(model.providers()), random_(seed * 2 + 1) {
   // A short search gains most from one descent: within 280,000 units of work re-plans of 4 providers came out 9 % above a cold plan so and
-  // 18 % with four (4 changes of a rate by 50, 3 seeds); over many providers windows take what annealing needs.
+  // 18 % with four (while it was tuned; 4 changes of a rate by 50, 3 seeds); over many providers windows take what annealing needs.
   const bool brief = !beam && n_ > kFew;
   window_ = brief ? 0 : window;
   for (int d = 0; d < n_; ++d)
