@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastee.testing.rows import Row, latest, read_rows
+from fastee.testing.rows import Bar, Row, latest, read_rows
 
 BEGIN, END = "<!-- tables: begin, written by `python -m benchmarks table` -->", "<!-- tables: end -->"
 HEAD_BEGIN, HEAD_END = "<!-- headline: begin, written by `python -m benchmarks table` -->", "<!-- headline: end -->"
@@ -145,16 +145,21 @@ def peers(results: Path) -> str:
 
 
 def headline(results: Path) -> str:
-    """Return the short table of the README, of the machine measured last: every bar but the many "not slower than", counted below."""
+    """Return the short table of the README, of the machine measured last: every op's bars but the many "not slower than", counted below."""
     rows = next(iter(_machines(results).values()))
     m, least = rows[-1].machine, lambda bar: bar.text.startswith(">= 1x ")
-    out = [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, median:", ""]
-    out += [_line("what", "shape", "p50 us", "target", "measured"), _line("---", "---", "---:", "---", "---")]
+    out = [f"{m.cpu}, {m.cores} cores, one thread, kernels on {m.isa or 'reference only'}, called from Python, medians:", ""]
+    out += [_line("what", "target", "met", "measured", "missed at"), _line("---", "---", "---:", "---", "---")]
+    targets: dict[tuple[str, str], list[tuple[str, Bar]]] = {}
     for r in rows:
         for b in (b for b in r.bars if not least(b) and (not r.peer or b.text.endswith(r.baseline))):
-            verdict = "not measured" if b.met is None else f"{b.value:.3g}" if b.met else f"{b.value:.3g} (missed)"
             shape = r.shape + ("" if r.dtype == "fp32" else f" {r.dtype}") + (", cold" if r.regime == "cold" else "")
-            out.append(_line(r.op, shape, _number(r.p50_us, ",.0f" if r.p50_us >= 1000 else ".3g"), b.text, verdict))
+            targets.setdefault((r.op, b.text), []).append((shape, b))
+    for (op, text), found in targets.items():
+        values = sorted(b.value for _, b in found if b.value is not None)
+        span = "" if not values else f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g} to {values[-1]:.3g}"
+        missed = "; ".join(shape + (f" ({b.value:.3g})" if b.met is False else " (not measured)") for shape, b in found if not b.met)
+        out.append(_line(op, text, f"{sum(b.met is True for _, b in found)} of {len(found)}", span, missed))
     floors = {"torch eager": lambda r, b: b.text == ">= 1x torch", "the peer beside it": lambda r, b: r.peer and least(b)}
     for words, pick in floors.items():
         floor = [(r, b) for r in rows for b in r.bars if pick(r, b)]

@@ -165,7 +165,7 @@ def test_headline_is_the_machine_measured_last(tmp_path):
                                             dtype="bf16", peer="earlyon", baseline="earlyon")])
     append_rows(tmp_path / "old.jsonl", [_row(shape="old", bars=[Bar("<= 3 us", 1.0, True)])])
     text = tables.headline(tmp_path)
-    assert "| x | new bf16 | 1 | >= 20x earlyon | 21 |" in text and "old" not in text and "ratio" not in text
+    assert "| x | >= 20x earlyon | 1 of 1 | 21 |  |" in text and "old" not in text and "ratio" not in text
     assert tables.tables(tmp_path).startswith("### old"), "the new machine has rows beside a peer only"
 
 
@@ -215,5 +215,6 @@ def test_headline_shows_every_bar_and_counts_the_floor(tmp_path):
     page.write_text(f"above\n{tables.HEAD_BEGIN}\n{tables.HEAD_END}\nbelow")
     tables.rewrite_headline(tmp_path, page)
     text = page.read_text()
-    assert "| big | 1.25 | >= 12x torch | 3.5 (missed) |" in text and "| <= 3 us | 1.25 |" in text and "| >= 4x compile | not measured |" in text
+    assert "| x | >= 12x torch | 0 of 1 | 3.5 | big (3.5) |" in text and "| x | <= 3 us | 1 of 1 | 1.25 |  |" in text
+    assert "| x | >= 4x compile | 0 of 1 |  | big (not measured) |" in text
     assert "2 of 3 shapes; slower: " in text and " 0 0.50x." in text and text.endswith("\nbelow")
