@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 import fastee
-from benchmarks import cluster_peers
 from fastee import native
 from fastee.testing.bench import Case, Context, Group, percentile, quiet, sample
+
+from . import cluster_peers
 
 VALUES = 16384  # 64 KiB of fp32
 

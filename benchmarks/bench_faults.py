@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.fault_net import DEADLINE, LINKS, inputs, network, write_cluster
 from fastee.cluster.client import TaskAnswer
 from fastee.cluster.config import load_config
 from fastee.cluster.lab import Lab
 from fastee.testing.bench import Case, Context, Group
+
+from .fault_net import DEADLINE, LINKS, inputs, network, write_cluster
 
 RATE = 50.0
 GRACE = 0.5  # that of write_cluster

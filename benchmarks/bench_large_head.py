@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import fastee
-from benchmarks.bench_exit_step import THRESHOLD, eager_head
 from fastee import native
 from fastee.testing.bench import Case, Context, Group
+
+from .bench_exit_step import THRESHOLD, eager_head
 
 WEIGHTS = {"headline": [(1000, 4096)], "small": [(1000, 1024), (1000, 4096), (10_000, 1024), (32_000, 768), (32_000, 4096)]}
 BATCHES = {"headline": [(256, 4096, 1000)], "small": [(32, 256, 10), (32, 512, 100), (256, 256, 100), (32, 1024, 1000), (256, 1024, 1000), (64, 4096, 1000), (256, 4096, 1000)]}

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import torch
 
 import fastee
-from benchmarks.fault_net import LINKS, SLOWDOWN, inputs, network
 from fastee.cluster.modes import MODES, run_mode, summary
 from fastee.testing.bench import Case, Context, Group
+
+from .fault_net import LINKS, SLOWDOWN, inputs, network
 
 ROWS = 24
 

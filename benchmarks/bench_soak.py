@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench_faults import RATE, Tally, Truth, labs, storm
 from fastee.cluster.lab import Lab
 from fastee.testing.bench import Case, Context, Group
+
+from .bench_faults import RATE, Tally, Truth, labs, storm
 
 EVERY_SECONDS = 0.5
 RSS_SHARE, RSS_BYTES, FILES = 0.10, 4 << 20, 5
