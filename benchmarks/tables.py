@@ -152,7 +152,7 @@ def headline(results: Path) -> str:
     out += [_line("what", "target", "met", "measured", "missed at"), _line("---", "---", "---:", "---", "---")]
     targets: dict[tuple[str, str], list[tuple[str, Bar]]] = {}
     for r in rows:
-        for b in (b for b in r.bars if not least(b) and (not r.peer or b.text.endswith((r.baseline, r.peer)))):
+        for b in (b for b in r.bars if not least(b) and not (r.peer and b.text.startswith("ratio"))):
             shape = r.shape + ("" if r.dtype == "fp32" else f" {r.dtype}") + (", cold" if r.regime == "cold" else "")
             targets.setdefault((r.op, b.text), []).append((shape, b))
     for (op, text), found in targets.items():
