@@ -6,7 +6,7 @@ that fills a DLTensor on the stack. An older torch is read through ``data_ptr()`
 """
 cimport cython
 from cpython.buffer cimport PyBUF_ND
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -182,6 +182,10 @@ cdef dict _FORMATS = {"int8": 0, "int4": 1, "fp8_e4m3": 2, "bf16": 3}
 DEF MAX_DIMS = 16
 
 
+cdef inline bint plain(object o):
+    return type(o) is Tensor or type(o) is Parameter
+
+
 cdef struct View:
     DLTensor t
     int64_t sizes[2 * MAX_DIMS]  # shape and strides of a tensor that came without the table
@@ -205,7 +209,18 @@ cdef int view_slow(object o, View* v) except -1:
     return 0
 
 
+# DLPack's capsule of a managed tensor, of either version; nothing is taken over, its own destructor gives the memory back.
+cdef int view_capsule(object o, View* v) except -1:
+    if PyCapsule_IsValid(o, "dltensor"):
+        v.t = (<DLTensor*> PyCapsule_GetPointer(o, "dltensor"))[0]
+    else:
+        v.t = (<ManagedTensor*> PyCapsule_GetPointer(o, "dltensor_versioned")).t
+    return 0
+
+
 cdef inline int view(object o, View* v) except -1:
+    if PyCapsule_CheckExact(o):
+        return view_capsule(o, v)
     if table != NULL:
         if table.tensor_from_python(<void*> o, &v.t) == 0:
             return 0
@@ -218,6 +233,21 @@ cdef const DLTensor* view_or_null(object o, View* v) except? NULL:
         return NULL
     view(o, v)
     return &v.t
+
+
+# An array as its DLPack capsule, which must live as long as its memory is read; anything without one as it is. NumPy takes 50 ns for it, where
+# torch.from_numpy takes 600; the newer form, slower, is the one that lends memory that may not be written.
+cdef object lent(object o):
+    if o is None or plain(o) or not hasattr(type(o), "__dlpack__"):
+        return o
+    try:
+        return o.__dlpack__()
+    except BufferError:
+        return o.__dlpack__(max_version=(1, 0))
+
+
+cdef inline bint readable(object o, object make):
+    return plain(o) or make is not None and PyCapsule_CheckExact(o)
 
 
 cdef int check(fastee_status status) except -1:
@@ -353,6 +383,7 @@ cdef class Stats:
     cdef Py_ssize_t rows, at
     cdef bint second
     cdef list _made
+    cdef object make
     _fields = STATS
 
     def __dealloc__(self):
@@ -379,9 +410,10 @@ cdef class Stats:
             self._made = [None] * 6
         if self._made[i] is None:
             if i == 0:
-                self._made[0] = tensor_at(self.memory, 0, self.rows, INT64)
+                found = tensor_at(self.memory, 0, self.rows, INT64)
             else:
-                self._made[i] = tensor_at(self.memory, self.at + 4 * self.rows * (i - 1), self.rows, FLOAT32)
+                found = tensor_at(self.memory, self.at + 4 * self.rows * (i - 1), self.rows, FLOAT32)
+            self._made[i] = found if self.make is None else self.make(found)
         return self._made[i]
 
     def __len__(self):
@@ -415,17 +447,20 @@ cdef class HeadResult:
     cdef Py_ssize_t rows, classes, at_confidence, at_stats, at_exits, at_logits, at_index
     cdef int64_t kept
     cdef list _made
+    cdef object make  # what turns a tensor into the caller's kind of array; None: tensors
 
     def __dealloc__(self):
         fastee_shared_drop(self.memory)
 
-    cdef object made(self, int field, Py_ssize_t at, object dtype):
+    cdef object made(self, int field, Py_ssize_t at, object dtype, Py_ssize_t columns=-1):
+        cdef int64_t shape[2]
         if self._made is None:
             self._made = [None] * 6
-        found = self._made[field]
-        if found is None:
-            found = self._made[field] = tensor_at(self.memory, at, self.rows, dtype)
-        return found
+        if self._made[field] is None:
+            shape[0], shape[1] = self.rows, columns
+            found = shaped_tensor(self.memory, at, 1 if columns < 0 else 2, shape, dtype)
+            self._made[field] = found if self.make is None else self.make(found)
+        return self._made[field]
 
     @property
     def label(self):
@@ -451,24 +486,18 @@ cdef class HeadResult:
 
     @property
     def stats(self):
+        cdef Stats stats
         if self._made is None:
             self._made = [None] * 6
         if self._made[4] is None:
             fastee_shared_keep(self.memory)
-            self._made[4] = stats_at(self.memory, self.rows, self.at_stats, False)
+            self._made[4] = stats = stats_at(self.memory, self.rows, self.at_stats, False)
+            stats.make = self.make
         return self._made[4]
 
     @property
     def logits(self):
-        cdef int64_t shape[2]
-        if self.at_logits < 0:
-            return None
-        if self._made is None:
-            self._made = [None] * 6
-        if self._made[5] is None:
-            shape[0], shape[1] = self.rows, self.classes
-            self._made[5] = shaped_tensor(self.memory, self.at_logits, 2, shape, FLOAT32)
-        return self._made[5]
+        return None if self.at_logits < 0 else self.made(5, self.at_logits, FLOAT32, self.classes)
 
     cdef Py_ssize_t row(self, Py_ssize_t i) except -1:
         if i < 0 or i >= self.rows:
@@ -606,8 +635,11 @@ def exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     return exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, True, (format, group))
 
 
-def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step, tuple packing=None):
-    """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why)."""
+def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step, tuple packing=None, make=None):
+    """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why).
+
+    With `make`, which gives the caller's kind of array for a tensor, x, weight, bias and mask may be whatever has DLPack.
+    """
     cdef Rows kept
     cdef int64_t capacity, offset = 0, nbytes = 0
     cdef View vx, vw, vb, vnw, vnb, vm, vs
@@ -620,11 +652,18 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     cdef Py_ssize_t rows, size
     cdef fastee_status status
     scale = None
-    if type(weight) is not Tensor and type(weight) is not Parameter:
+    if make is not None:
+        try:
+            x, weight, bias, mask = lent(x), lent(weight), lent(bias), lent(mask)
+            if norm is not None:
+                norm = norm._replace(weight=lent(norm.weight), bias=lent(norm.bias))
+        except Exception:
+            return None
+    if not readable(weight, make):
         if getattr(weight, "format", None) != "int8" or weight.group is not None:
             return None
         weight, scale = weight.data, weight.scale  # a QuantizedRows
-    if type(x) is not Tensor and type(x) is not Parameter or type(weight) is not Parameter and type(weight) is not Tensor:
+    if not readable(x, make) or not readable(weight, make):
         return None  # fakes, functional wrappers and DTensors hold no memory of their own
     try:
         head.weight_scale = view_or_null(scale, &vs)
@@ -649,7 +688,7 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     head.weight = &vw.t
     rows = vx.t.shape[0]
     r = HeadResult.__new__(HeadResult) if packing is None else PackResult.__new__(PackResult)
-    r.rows, r.classes = rows, vw.t.shape[0]
+    r.rows, r.classes, r.make = rows, vw.t.shape[0], make
     # int64 label, int64 index, 5 x float, logits, uint8 exits
     size = 8 * rows
     r.at_index = -1
@@ -872,10 +911,6 @@ def unpack_planes(data, int64_t first, out):
 
 
 # The direct forms: arguments as the user gave them, a result or None (the op then checks, chooses a backend, and says why).
-
-cdef inline bint plain(object o):
-    return type(o) is Tensor or type(o) is Parameter
-
 
 cdef inline bint is_kind(const DLTensor* t, uint8_t code, uint8_t bits):
     return t.dtype.code == code and t.dtype.bits == bits and t.device.device_type == 1

@@ -6,8 +6,8 @@
 >>> type(out.label).__name__, out.exits.tolist()
 ('ndarray', [True, True])
 
-Memory is shared, never copied, but for a NumPy array that may not be written (torch knows no such tensors). ``x`` decides the kind. A weight that
-is used again and again is best kept as a torch tensor: it passes as it is.
+``x`` decides the kind. Memory is shared, never copied, but for a NumPy array that may not be written in an op other than `exit_head` and
+`exit_step` (torch knows no such tensors). Those two read arrays in C, through DLPack; the others make tensors first, some 2 us for each array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastee import ops
+from fastee import dispatch, ops
 
 __all__ = [
     "compact", "dequantize_rows", "exit_head", "exit_step", "feature_delta", "gather_rows", "linear_stats", "mean_entropy", "pack_planes", "pool", "quantize_rows",
@@ -40,7 +40,9 @@ def to_torch(value: Any) -> Any:
         return torch.from_numpy(value if value.flags.writeable else value.copy())
     if isinstance(value, ops.Norm):
         return value._replace(weight=to_torch(value.weight), bias=to_torch(value.bias))
-    if isinstance(value, (Tensor, Result)) or not hasattr(kind, "__dlpack__"):
+    if kind is Result:
+        return value._result
+    if isinstance(value, Tensor) or not hasattr(kind, "__dlpack__"):
         return value
     return torch.from_dlpack(value)
 
@@ -84,7 +86,7 @@ def _give(value: Any, make: Callable[[Tensor], Any]) -> Any:
 
 
 def _lift(op: Callable) -> Callable:
-    @functools.wraps(op)
+    @_documented(op)
     def call(x: Any, *args: Any, **named: Any) -> Any:
         if type(x) is np.ndarray:
             like, make = to_torch(x), Tensor.numpy
@@ -98,10 +100,42 @@ def _lift(op: Callable) -> Callable:
         out = op(like, *map(to_torch, args), **named)
         return _give(out, make) if isinstance(out, Tensor) else Result(out, make)
 
-    call.__doc__ = f"``fastee.ops.{op.__name__}`` for arrays of any kind; see there and this module."
     return call
 
 
-compact, dequantize_rows, exit_head, exit_step = map(_lift, (ops.compact, ops.dequantize_rows, ops.exit_head, ops.exit_step))
+_numpy, _native_head = Tensor.numpy, dispatch.direct("exit_head")
+
+
+def _lift_head(op: Callable, step: bool) -> Callable:
+    lifted = _lift(op)
+
+    @_documented(op)
+    def call(
+        x: Any, weight: Any, bias: Any = None, pool: str = "mean", norm: ops.Norm | None = None, measure: str = "max_prob", threshold: float = 0.9, *,
+        temperature: float = 1.0, mask: Any = None, logits: bool = False, backend: str | None = None,
+    ) -> Any:  # fmt: skip
+        if type(weight) is Result:
+            weight = weight._result  # quantised rows
+        if backend is None and mask is None:
+            make = _numpy if type(x) is np.ndarray else _back(x)
+            result = _native_head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, step, None, make)
+            if result is not None:
+                return result
+        return lifted(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits, backend=backend)
+
+    return call
+
+
+def _documented(op: Callable) -> Callable:
+    def dress(call: Callable) -> Callable:
+        functools.update_wrapper(call, op)
+        call.__doc__ = f"``fastee.ops.{op.__name__}`` for arrays of any kind; see there and this module."
+        return call
+
+    return dress
+
+
+exit_head, exit_step = _lift_head(ops.exit_head, False), _lift_head(ops.exit_step, True)
+compact, dequantize_rows = map(_lift, (ops.compact, ops.dequantize_rows))
 feature_delta, gather_rows, linear_stats, mean_entropy = map(_lift, (ops.feature_delta, ops.gather_rows, ops.linear_stats, ops.mean_entropy))
 pack_planes, pool, quantize_rows, row_stats, unpack_planes = map(_lift, (ops.pack_planes, ops.pool, ops.quantize_rows, ops.row_stats, ops.unpack_planes))

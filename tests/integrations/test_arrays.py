@@ -43,10 +43,49 @@ def test_results_are_of_the_kind_that_came_in(kind):
     assert np.array_equal(plain(arrays.pool(kind(x))), fastee.ops.pool(torch.from_numpy(x)))
 
 
+def locked(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+class Fleeting(Strange):
+    """Lends memory that dies with the capsule, as a library does that computes when it is asked."""
+
+    def __dlpack__(self, **named):
+        return self.t.clone().__dlpack__(**named)
+
+
+@pytest.mark.skipif(fastee.native.hot is None, reason="native parts are not built")
+@pytest.mark.parametrize("kind", [np.asarray, locked, torch.from_numpy, lambda a: Strange(torch.from_numpy(a)), lambda a: Fleeting(torch.from_numpy(a))])
+def test_heads_read_arrays_in_place(kind, monkeypatch):
+    def never(value):
+        raise AssertionError(f"{type(value)} became a tensor")
+
+    monkeypatch.setattr(arrays, "to_torch", never)
+    gain = np.linspace(0.5, 1.5, 8, dtype="f")
+    want = fastee.ops.exit_step(*map(torch.from_numpy, (x, w, b)), norm=fastee.ops.Norm("layer", torch.from_numpy(gain), None, 1e-5), logits=True)
+    out = arrays.exit_step(kind(x), kind(w), kind(b), norm=fastee.ops.Norm("layer", kind(gain), None, 1e-5), logits=True)
+    for got, wanted in zip((out.logits, out.index, out.stats.lse, out.stats[2]), (want.logits, want.index, want.stats.lse, want.stats.margin), strict=True):
+        got = got.t if isinstance(got, Strange) else got
+        assert np.array_equal(got, wanted)
+    assert np.array_equal(arrays.exit_head(x[::2], kind(w), pool="mean").label, fastee.ops.exit_head(torch.from_numpy(x[::2]), torch.from_numpy(w)).label)
+
+
+def test_results_outlive_what_they_were_made_from():
+    label = arrays.exit_head(x, w, b).label
+    want = label.copy()
+    for _ in range(50):
+        arrays.exit_head(-x, w, b)
+    assert np.array_equal(label, want)
+
+
 def test_quantised_rows_go_round():
     rows = x.reshape(7, -1)
     q = arrays.quantize_rows(rows, "int8")
     assert isinstance(q.data, np.ndarray) and np.array_equal(arrays.dequantize_rows(q), fastee.ops.dequantize_rows(fastee.ops.quantize_rows(torch.from_numpy(rows), "int8")))
+    head = arrays.exit_head(rows, arrays.quantize_rows(np.ones((4, rows.shape[1]), "f")), pool="none")
+    assert head.label.tolist() == [0] * 7 and type(head.confidence) is np.ndarray
     packed = arrays.pack_planes(x)
     assert packed.nbytes > 0 and np.array_equal(arrays.unpack_planes(packed), x)
     assert np.array_equal(arrays.gather_rows(rows, np.array([2, 2, 0])), rows[[2, 2, 0]])
