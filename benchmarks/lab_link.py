@@ -42,3 +42,17 @@ def measured_link(net: Hosts, a: int, b: int, nbytes: int = 1_000_000) -> tuple[
         seconds = time.monotonic() - began - min(trips)
     thread.join()
     return min(trips), nbytes * 8 / seconds
+
+
+def best_link(net: Hosts, a: int, b: int, enough: float, nbytes: int = 1_000_000, tries: int = 4) -> tuple[float, float]:
+    """Return the fastest round trip and the highest rate of `tries` measurements, or of fewer when one has reached `enough` bit/s.
+
+    Another load on the machine only lengthens a transfer, so the best of some is what the link allows.
+    """
+    seconds, rate = measured_link(net, a, b, nbytes)
+    for _ in range(tries - 1):
+        if rate >= enough:
+            break
+        again = measured_link(net, a, b, nbytes)
+        seconds, rate = min(seconds, again[0]), max(rate, again[1])
+    return seconds, rate

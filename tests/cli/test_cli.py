@@ -111,6 +111,7 @@ def test_module_runs_in_a_process_of_its_own():
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_quick_demo_end_to_end(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fastee", "demo", "--quick", "--json", "--out", str(tmp_path / "report")],

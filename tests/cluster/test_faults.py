@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import equal_local, rows
+from answers import equal_local, rows
 
 import fastee
 from fastee.cluster import local

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 import zmq.utils.z85
-from conftest import equal_local, rows
+from answers import equal_local, rows
 from typer.testing import CliRunner
 
 import fastee

@@ -6,7 +6,7 @@ from concurrent.futures import wait
 import pytest
 import torch
 import zmq
-from conftest import equal_local, local_answers, rows
+from answers import equal_local, local_answers, rows
 
 import fastee
 from fastee.cluster import codec as codecs

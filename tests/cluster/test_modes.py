@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import equal_local, rows
+from answers import equal_local, rows
 
 import fastee
 from fastee.cluster.modes import MODES, placements, run_mode, summary

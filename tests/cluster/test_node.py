@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import local_answers, rows
+from answers import local_answers, rows
 
 from fastee.cluster import codec as codecs
 from fastee.cluster.frame import FREE, NO_DEADLINE, Flag, Frame, Kind

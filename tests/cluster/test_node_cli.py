@@ -13,7 +13,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import equal_local, rows
+from answers import equal_local, rows
 
 import fastee
 from fastee.cluster.config import read_config

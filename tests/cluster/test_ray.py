@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import rows
+from answers import rows
 from test_node_cli import BACKBONE, free_ports, wait_for
 
 import fastee

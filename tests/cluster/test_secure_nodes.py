@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import equal_local, rows
+from answers import equal_local, rows
 from test_node_cli import BACKBONE, free_ports
 
 import fastee

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from conftest import rows
+from answers import rows
 from test_endpoint import BUILT, CLIENT, MODEL, Ends
 
 from fastee.cluster import codec as codecs

@@ -13,15 +13,6 @@ NAME = "fashion_mnist_sample"
 SIZES = {"train": 5000, "val": 3000, "test": 2000}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small convolutions on two contended threads took 10 times longer than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("split", SIZES)
 def test_load_gives_normalised_images_and_labels(split):
     images, labels = data.load(NAME, split).tensors

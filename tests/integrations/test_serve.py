@@ -133,6 +133,7 @@ def test_bodies_are_capped():
         running.close()
 
 
+@pytest.mark.timed
 def test_a_short_deadline_leaves_at_the_exit():
     running = Running(0.1)
     try:
@@ -146,6 +147,7 @@ def test_a_short_deadline_leaves_at_the_exit():
         running.close()
 
 
+@pytest.mark.timed
 def test_overload_is_refused_at_once_and_nothing_is_lost():
     running = Running(0.05, queue=4)
 

@@ -122,6 +122,7 @@ def test_more_rows_than_the_scheduler_held_before(net):
     assert net.scheduler(small + 1).max_tasks == small + 1
 
 
+@pytest.mark.timed
 def test_a_slow_network_answers_near_its_deadline(net):
     """A segment that takes 30 ms is not started 10 ms before the deadline."""
     run = net.run_segment

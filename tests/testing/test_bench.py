@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fastee.testing.bench import Case, Context, Group, Roofs, judge, measure, parse_bar, percentile, quiet, sample
 from fastee.testing.rows import Machine, Row, append_rows, cpu_name, dumps, machine, read_rows
 
+pytestmark = pytest.mark.timed
 HERE = Machine("test-2c", "test", 2, None, "3", "2", "0", "abc", "pytest")
 
 
