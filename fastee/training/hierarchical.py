@@ -267,7 +267,7 @@ class _Division:
 
 
 def _diverged(side: str, loss: Tensor, step: int) -> TrainingDiverged:
-    return TrainingDiverged(f"train_hierarchical: the {side}'s loss is {float(loss)} in its step {step}; the other side has gone on. Lower lr or look for NaN.")
+    return TrainingDiverged(f"train_hierarchical: the {side}'s loss is {float(loss.detach())} in its step {step}; the other side has gone on. Lower lr or look for NaN.")
 
 
 @dataclasses.dataclass(frozen=True)
