@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 import os
 
+import numpy
 import torch
 
 from fastee.reference import RowStats
@@ -325,16 +326,22 @@ cdef void give_back(ManagedTensor* m) noexcept nogil:
     free(m)
 
 
-cdef object tensor_of_bytes(char* memory, Py_ssize_t offset, int ndim, const int64_t* shape, object dtype):
-    sizes = tuple([shape[i] for i in range(ndim)])
+cdef _Bytes bytes_at(char* memory, Py_ssize_t offset, int ndim, const int64_t* shape, Py_ssize_t itemsize):
     cdef _Bytes part = _Bytes.__new__(_Bytes)
-    part.offset, part.shape[0] = offset, dtype.itemsize
-    for n in sizes:
-        part.shape[0] *= n
-    if part.shape[0] == 0:
-        return torch.empty(sizes, dtype=dtype)
+    cdef int i
+    part.offset, part.shape[0] = offset, itemsize
+    for i in range(ndim):
+        part.shape[0] *= shape[i]
     fastee_shared_keep(memory)
     part.memory = memory
+    return part
+
+
+cdef object tensor_of_bytes(char* memory, Py_ssize_t offset, int ndim, const int64_t* shape, object dtype):
+    sizes = tuple([shape[i] for i in range(ndim)])
+    part = bytes_at(memory, offset, ndim, shape, dtype.itemsize)
+    if part.shape[0] == 0:
+        return torch.empty(sizes, dtype=dtype)
     return torch.frombuffer(part, dtype=torch.uint8).view(dtype).view(sizes)
 
 
@@ -374,6 +381,21 @@ cdef object tensor_at(char* memory, Py_ssize_t offset, Py_ssize_t count, object 
     return shaped_tensor(memory, offset, 1, shape, dtype)
 
 
+cdef object AS_NUMPY = torch.Tensor.numpy
+cdef dict _NUMPY = {torch.int64: numpy.dtype("int64"), torch.float32: numpy.dtype("float32"), torch.bool: numpy.dtype("bool")}
+
+
+# Part of `memory` as the caller's kind of array: `make` gives it for a tensor, None keeps the tensor. NumPy's arrays, the common ones, are made
+# without a tensor between, in 0.5 instead of 1.5 us.
+cdef object array_at(object make, char* memory, Py_ssize_t offset, int ndim, const int64_t* shape, object dtype):
+    cdef int i
+    if make is AS_NUMPY:
+        kind = _NUMPY[dtype]
+        return numpy.ndarray(tuple([shape[i] for i in range(ndim)]), kind, bytes_at(memory, offset, ndim, shape, kind.itemsize))
+    tensor = shaped_tensor(memory, offset, ndim, shape, dtype)
+    return tensor if make is None else make(tensor)
+
+
 cdef tuple STATS = RowStats._fields
 
 
@@ -408,12 +430,13 @@ cdef class Stats:
             return None
         if self._made is None:
             self._made = [None] * 6
+        cdef int64_t shape[1]
         if self._made[i] is None:
+            shape[0] = self.rows
             if i == 0:
-                found = tensor_at(self.memory, 0, self.rows, INT64)
+                self._made[0] = array_at(self.make, self.memory, 0, 1, shape, INT64)
             else:
-                found = tensor_at(self.memory, self.at + 4 * self.rows * (i - 1), self.rows, FLOAT32)
-            self._made[i] = found if self.make is None else self.make(found)
+                self._made[i] = array_at(self.make, self.memory, self.at + 4 * self.rows * (i - 1), 1, shape, FLOAT32)
         return self._made[i]
 
     def __len__(self):
@@ -458,8 +481,7 @@ cdef class HeadResult:
             self._made = [None] * 6
         if self._made[field] is None:
             shape[0], shape[1] = self.rows, columns
-            found = shaped_tensor(self.memory, at, 1 if columns < 0 else 2, shape, dtype)
-            self._made[field] = found if self.make is None else self.make(found)
+            self._made[field] = array_at(self.make, self.memory, at, 1 if columns < 0 else 2, shape, dtype)
         return self._made[field]
 
     @property
