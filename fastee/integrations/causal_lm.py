@@ -50,7 +50,7 @@ class _Stack:
 
     def check(self, h: Tensor, measure: str, threshold: float, logits: bool):
         """Decide on hidden states [B, D] by the model's own norm and head."""
-        return ops.exit_head(h, self.head.weight.detach(), self.head.bias, "none", self.final, measure, threshold, logits=logits)
+        return ops.exit_step(h, self.head.weight, self.head.bias, "none", self.final, measure, threshold, logits=logits)
 
     def keep_up(self, layer: nn.Module, h: Tensor, position_embeddings, cache, i: int) -> tuple[Tensor, Tensor]:
         """Write a skipped layer's keys and values, computed from the state [B, T, D] at which the token left (CALM, section 3.3)."""
@@ -98,6 +98,7 @@ class TokenExits:
         self.thresholds, self.measure = [math.inf] * len(layers), "max_prob"
         self.depth = [0] * (len(layers) + 1)
         self._stay: Tensor | None = None  # bool [B]: rows that have not left; None before anyone left
+        self._left = False  # every row has
         self._decoding = False
 
     def set_rule(self, measure: str | None = None, thresholds: Sequence[float] | None = None) -> TokenExits:
@@ -130,11 +131,11 @@ class TokenExits:
                 self._stay, self._decoding = None, False  # the prompt, or training: the model's own way
                 return own(hidden_states, *args, **named)
             if i == 0:
-                self._stay, self._decoding = None, True
+                self._stay, self._left, self._decoding = None, False, True
             stay = self._stay
             if stay is None:
                 h = own(hidden_states, *args, **named)
-            elif not bool(stay.any()):
+            elif self._left:
                 stack.keep_up(layer, hidden_states, named["position_embeddings"], cache, i)
                 return hidden_states
             else:
@@ -163,12 +164,12 @@ class TokenExits:
     def _check(self, h: Tensor, stay: Tensor | None, threshold: float, exit_: int) -> None:
         rows = h[:, 0] if stay is None else h[stay, 0]
         step = self.stack.check(rows, self.measure, threshold, False)
-        if not step.exits.any():
+        if step.count == rows.shape[0]:
             return
         before = torch.ones(h.shape[0], dtype=torch.bool) if stay is None else stay
-        self._stay = before.clone()
+        self._stay, self._left = before.clone(), step.count == 0
         self._stay[before] = ~step.exits
-        self.depth[exit_] += int(step.exits.sum())
+        self.depth[exit_] += rows.shape[0] - step.count
 
     def _head(self, head: nn.Linear) -> Callable:
         own = type(head).forward.__get__(head)

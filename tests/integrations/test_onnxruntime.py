@@ -1,6 +1,7 @@
 """The onnxruntime session: equal to torch within 1e-4 with compaction, later segments really skipped, errors that name the place."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from torch import nn
 import fastee
 from fastee.errors import CannotExport, CheckpointMismatch
 
-pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'fastee[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'fastee[onnx]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'fastee[onnx]'")
+
+import onnx  # noqa: E402
+from onnx.backend.test.loader import load_node_model_tests  # noqa: E402
+from onnx.backend.test.runner import Runner  # noqa: E402
 
 from fastee.integrations.onnxruntime import Session  # noqa: E402
 
@@ -76,6 +81,36 @@ def test_folders_of_another_network_or_kind_are_refused(family, tmp_path):
         fastee.load_exported(folder)
     with pytest.raises(ValueError, match=r"names: expected some of .* got \['probabilities'\]"):
         Session(folder).run(["probabilities"], {})
+
+
+T = onnx.TensorProto
+OPSET = 25  # the newest of those tests' that onnxruntime 1.31 loads; our exports are of 20
+OURS = {T.FLOAT, T.DOUBLE, T.FLOAT16, T.INT64, T.INT32, T.INT16, T.INT8, T.UINT8, T.BOOL}  # what an export may carry and onnxruntime feeds from NumPy
+
+
+@pytest.fixture(scope="module")
+def node_tests():
+    """ONNX's own backend tests, those of one node over tensors of our types, by operator."""
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they divide by zero while they are made
+        cases = load_node_model_tests()
+    for case in cases:
+        graph, opset = case.model.graph, max(o.version for o in case.model.opset_import)
+        if len(graph.node) == 1 and not graph.node[0].domain and opset <= OPSET and {p.type.tensor_type.elem_type for p in (*graph.input, *graph.output)} <= OURS:
+            found.setdefault(graph.node[0].op_type, []).append(case)
+    return found
+
+
+def test_onnx_own_node_tests_pass_for_every_operator_we_export(family, node_tests):
+    operators = {node.op_type for path in family[2].glob("*.onnx") for node in onnx.load(path).graph.node}
+    assert len(operators) > 5 and operators <= node_tests.keys(), f"operators without a test: {operators - node_tests.keys()}"
+    array = lambda v: onnx.numpy_helper.to_array(v) if isinstance(v, T) else np.asarray(v)
+    for case in (case for name in sorted(operators) for case in node_tests[name]):
+        session = onnxruntime.InferenceSession(case.model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for inputs, outputs in case.data_sets:
+            got = session.run(None, {p.name: array(v) for p, v in zip(case.model.graph.input, inputs, strict=True)})
+            Runner.assert_similar_outputs([array(v) for v in outputs], got, case.rtol, case.atol, case.name)
 
 
 class Bessel(nn.Module):
