@@ -70,7 +70,7 @@ int64_t exit_pack(const cpu::HeadArgs& args, const Packing& to) {
   const cpu::Kernels& k = cpu::kernels();
   const int64_t rows = args.x.rows, width = args.x.element == cpu::kF32 ? 4 : 2, scale_bytes = 4 * to.groups;
   // As many rows as stay in the L2 cache between the head's reading and the packing; a head whose weights leave the L1 cache wants at least four.
-  const int64_t fit = (256 << 10) / (width * to.row), least = args.classes * args.x.features > 4096 ? 4 : 1;
+  const int64_t fit = (512 << 10) / (width * to.row), least = args.classes * args.x.features > 4096 ? 4 : 1;
   const int64_t chunk = fit < least ? least : fit > cpu::kRowChunk ? cpu::kRowChunk : fit;
   // Where the pool reads every value of a row, it finds the largest for the packing, which then reads the row once.
   const bool pooled = !args.direct && args.x.feature_stride > 1 && to.group == to.row && to.format != cpu::kBf16Rows;

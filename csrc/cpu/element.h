@@ -1,5 +1,5 @@
 // Narrow element types of activations and weights: every load widens to sixteen fp32 lanes, exactly, so that the arithmetic is the
-// same as for fp32. int8 holds weights only; their scale is applied to the finished product.
+// same as for fp32. int8 weights have products of their own: linear_int8-inl.h.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
@@ -19,7 +19,6 @@ FASTEE_INLINE V load(const bf16* p) {  // one permutation, zeros below: 1.3 time
   return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, at, _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
 }
 FASTEE_INLINE V load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-FASTEE_INLINE V load(const int8_t* p) { return load_i8(p); }
 template <typename T>
 FASTEE_INLINE Part load_part(const T* p) {
   return load(p);
@@ -31,9 +30,6 @@ FASTEE_INLINE Part load_part(const bf16* p) {  // one shuffle within 128 bits, w
   return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), at));
 }
 FASTEE_INLINE Part load_part(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-FASTEE_INLINE Part load_part(const int8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
 template <typename T>
 FASTEE_INLINE V load(const T* p) {
   return {load_part(p), load_part(p + 8)};
@@ -43,12 +39,6 @@ FASTEE_INLINE Part load_part(const bf16* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16));
 }
 FASTEE_INLINE Part load_part(const f16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)))); }
-FASTEE_INLINE Part load_part(const int8_t* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, 4);
-  const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(word)));
-  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
-}
 template <typename T>
 FASTEE_INLINE V load(const T* p) {
   return {load_part(p), load_part(p + 4), load_part(p + 8), load_part(p + 12)};
@@ -63,7 +53,6 @@ FASTEE_INLINE float widen(f16 x) {
   const float tiny = static_cast<float>(magnitude) * 0x1p-24f;  // denormal: an exact multiple of 2^-24
   return sign ? -tiny : tiny;
 }
-FASTEE_INLINE float widen(int8_t x) { return static_cast<float>(x); }
 template <typename T>
 FASTEE_INLINE V load(const T* p) {
   V r;
@@ -100,12 +89,5 @@ FASTEE_INLINE void with_float(int element, F f) {
     f(static_cast<const f16*>(nullptr));
   else
     f(static_cast<const float*>(nullptr));
-}
-template <typename F>
-FASTEE_INLINE void with_weight(int element, F f) {
-  if (element == kI8)
-    f(static_cast<const int8_t*>(nullptr));
-  else
-    with_float(element, f);
 }
 }  // namespace fastee::cpu::FASTEE_ISA

@@ -2,6 +2,7 @@
 // unless the caller asked for the logits. Floor: one read of the activation and of the weights (per chunk of rows).
 #pragma once
 #include "cpu/linear-inl.h"
+#include "cpu/linear_int8-inl.h"
 #include "cpu/pool-inl.h"
 #include "cpu/row_stats-inl.h"
 
@@ -56,10 +57,11 @@ FASTEE_INLINE void write(const HeadArgs& a, int64_t b, const Stats& s) {
 
 template <bool Second>
 FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t fs, int64_t first, int64_t rows, float* memory, State* states, float* lanes) {
-  const bool panels = rows >= kPanelLeastRows && a.classes >= kPanel;
+  const bool int8 = a.weight_element == kI8, panels = !int8 && rows >= kPanelLeastRows && a.classes >= kPanel;
   const int64_t classes = round16(a.classes < kClassTile ? a.classes : kClassTile);
   float *tile_memory = memory, *packed = memory + rows * classes, *panel = packed + rows * packed_row(a.x.features);
   if (panels) pack_rows(features, rows, fs, a.x.features, packed);
+  if (int8) fix_rows(features, rows, fs, a.x.features, packed);
   const int64_t end = a.states && a.last_tile * kClassTile < a.classes ? a.last_tile * kClassTile : a.classes;
   for (int64_t c = a.states ? a.first_tile * kClassTile : 0; c < end; c += kClassTile) {
     const int64_t n = a.classes - c < kClassTile ? a.classes - c : kClassTile;
@@ -67,13 +69,17 @@ FASTEE_INLINE void head_rows(const HeadArgs& a, const float* features, int64_t f
     const int64_t zs = a.logits ? a.classes : round16(n);
     const Finish finish = Finish{a.weight_scale, a.bias}.from(c);
     const int64_t whole = panels ? n / kPanel * kPanel : 0;
-    with_weight(a.weight_element, [&]<typename T>(const T*) FASTEE_LAMBDA {
-      const T* w = static_cast<const T*>(a.weight) + c * a.weight_stride;
-      if (whole) linear_panels(packed, rows, w, whole, a.weight_stride, a.x.features, finish, z, zs, panel);
-      if (whole < n)
-        linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, prefetch_distance<T>(a.classes, a.weight_stride),
-               finish.from(whole), z + whole, zs, lanes);
-    });
+    if (int8)
+      linear_int8(packed, rows, static_cast<const int8_t*>(a.weight) + c * a.weight_stride, n, a.weight_stride, a.x.features,
+                  prefetch_distance<int8_t>(a.classes, a.weight_stride), finish, z, zs);
+    else
+      with_float(a.weight_element, [&]<typename T>(const T*) FASTEE_LAMBDA {
+        const T* w = static_cast<const T*>(a.weight) + c * a.weight_stride;
+        if (whole) linear_panels(packed, rows, w, whole, a.weight_stride, a.x.features, finish, z, zs, panel);
+        if (whole < n)
+          linear(features, rows, fs, w + whole * a.weight_stride, n - whole, a.weight_stride, a.x.features, prefetch_distance<T>(a.classes, a.weight_stride),
+                 finish.from(whole), z + whole, zs, lanes);
+      });
     for (int64_t r = 0; r < rows; ++r) {
       const State s = tile_state<Second>(z + r * zs, n, a.inverse_temperature);
       if (a.states)

@@ -68,6 +68,36 @@ def test_an_int8_head_reads_a_quarter_of_the_bytes(every_isa):
         ops.exit_step(x, ops.quantize_rows(w, group=10), b, "none")
 
 
+@pytest.mark.parametrize("rows,features,classes", [(1, 1, 3), (3, 63, 17), (70, 130, 40), (2, 4096, 5), (1, 9001, 33)])
+def test_int8_products_are_exact_in_fixed_point(every_isa, rows, features, classes):
+    g = torch.Generator().manual_seed(features)
+    x = torch.randn(rows, features, generator=g) * 10.0 ** torch.randint(-30, 30, (rows, 1), generator=g)
+    w = torch.randint(-128, 128, (classes, features), generator=g).to(torch.int8)
+    q = ops.QuantizedRows(w, torch.ones(classes))
+    lift = 2.0 ** (21 - torch.frexp(x.abs().amax(1, keepdim=True).double()).exponent + 1)  # the largest value comes to [2^21, 2^22)
+    want = ((x.double() * lift).round() @ w.double().T / lift).float()  # whole numbers below 2^53: exact in fp64
+    results = every_isa(lambda: ops.exit_head(x, q, pool="none", logits=True, backend="cpu"))
+    for isa, got in results:
+        assert torch.equal(got.logits, want), isa
+    truth, largest = x.double() @ w.double().T, x.abs().amax(1, keepdim=True).double()
+    assert ((want.double() - truth).abs() <= features * 128 * largest * 2.0**-22 + truth.abs() * 2.0**-23).all()
+
+
+def test_int8_heads_of_unusual_rows(every_isa):
+    x = torch.randn(8, 70, generator=torch.Generator().manual_seed(3))
+    x[0], x[1, 5], x[2, 69], x[3, 0], x[4] = 0.0, float("nan"), float("inf"), -float("inf"), x[4] * 1e-42
+    x[5], x[6, 0] = x[5] * 1e34, 1e34
+    q = ops.quantize_rows(torch.randn(20, 70, generator=torch.Generator().manual_seed(4)))
+    want = ops.exit_head(x, q, pool="none", backend="reference")
+    results = every_isa(lambda: ops.exit_head(x, q, pool="none", logits=True, backend="cpu"))
+    for isa, got in results:
+        assert got.label.tolist()[:6] == want.label.tolist()[:6] and not got.exits[1:4].any(), isa
+        assert torch.equal(got.logits.nan_to_num(-1), results[0][1].logits.nan_to_num(-1)), isa
+        for row in range(8):
+            alone = ops.exit_head(x[row : row + 1], q, pool="none", logits=True, backend="cpu")
+            assert torch.equal(alone.logits.nan_to_num(-1), got.logits[row : row + 1].nan_to_num(-1)), row
+
+
 @pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
 def test_rows_of_narrow_types_are_packed_as_if_widened(every_isa, dtype):
     g = torch.Generator().manual_seed(6)
