@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.papers.common import append, read
 from fastee.errors import FasteeError, did_you_mean
 
-SYSTEMS = ("guarantee", "watch", "saving", "dimee", "mdi_exit", "jei_dnn", "daisy", "hierarchical", "distree")
+SYSTEMS = ("guarantee", "watch", "saving", "dimee", "mdi_exit", "jei_dnn", "daisy", "hierarchical", "distree", "distredge")
 RESULTS = Path(__file__).parent.parent / "results" / "papers" / "papers.jsonl"
 DOCS = Path(__file__).parents[2] / "docs" / "papers.md"
 

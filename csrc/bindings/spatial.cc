@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -126,11 +127,11 @@ void bind_spatial(py::module_& m) {
            },
            py::arg("vectors"), py::arg("alpha"))
       .def("exact",
-           [](const SpatialModel& self, double bound, int64_t max_steps) -> py::object {
-             const auto plan = fastee::plan::spatial_exact(self, bound, max_steps);
+           [](const SpatialModel& self, double bound, int64_t max_steps, std::optional<size_t> front) -> py::object {
+             const auto plan = fastee::plan::spatial_exact(self, bound, max_steps, front.value_or(static_cast<size_t>(-1)));
              return plan ? py::object(tuple_of(*plan)) : py::none();
            },
-           py::arg("bound"), py::arg("max_steps"));
+           py::arg("bound"), py::arg("max_steps"), py::arg("front") = py::none());
   py::class_<SpatialSearch>(m, "SpatialSearch")
       .def(py::init([](const SpatialModel& model, const std::vector<std::pair<Ints, Ints>>& starts, uint64_t seed, bool beam, int64_t window) {
              std::vector<SpatialPlan> plans;

@@ -206,13 +206,10 @@ void SpatialModel::advance(int begin, const Part* parts, const int* before, cons
 }
 
 double SpatialModel::gather(const int* cuts, const double* finish, int* from) const {
-  const double bytes = row_bytes(layers());
-  const double* pace = pace_.data() + root_ * providers_;
   double end = finish[root_];
   if (from != nullptr) *from = root_;
   for (int d = 0; d < providers_; ++d) {
-    const int rows = cuts[d + 1] - cuts[d];
-    const double arrives = d == root_ || rows == 0 ? finish[d] : finish[d] + bytes * rows * pace[d];
+    const double arrives = finish[d] + gather_seconds(d, cuts[d + 1] - cuts[d]);
     if (!(arrives > end)) continue;
     end = arrives;
     if (from != nullptr) *from = d;

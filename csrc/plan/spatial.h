@@ -100,6 +100,27 @@ class SpatialModel {
     }
     return at;
   }
+  // The way back: `at`, the longest way from when a provider has its rows to the end, lifts that of everyone who sends it some of them.
+  void ready_ahead(int provider, int begin, Rows in, const int* before, double at, double* ahead) const {
+    const double bytes = row_bytes(begin);
+    const double* pace = pace_.data() + provider * providers_;
+    int s = provider;
+    while (s > 0 && before[s] > in.lo) --s;
+    while (before[s + 1] <= in.lo) ++s;
+    for (; s < providers_ && before[s] < in.hi; ++s) {
+      const int rows = (in.hi < before[s + 1] ? in.hi : before[s + 1]) - (in.lo > before[s] ? in.lo : before[s]);
+      if (s == provider || rows <= 0) continue;
+      const double longer = at + bytes * rows * pace[s];
+      if (longer > ahead[s]) ahead[s] = longer;
+    }
+  }
+  // Seconds until the last rows of a provider are at the root.
+  double gather_seconds(int provider, int rows) const {
+    return provider == root_ || rows == 0 ? 0.0 : row_bytes(layers()) * rows * pace_[root_ * providers_ + provider];
+  }
+  void gather_ahead(const int* cuts, double* ahead) const {
+    for (int d = 0; d < providers_; ++d) ahead[d] = gather_seconds(d, cuts[d + 1] - cuts[d]) + tail_[root_];
+  }
   // One step of the recursion: when every provider has finished volume `begin..`, from when it had finished the one before.
   // `before` are the cuts of the volume before, null for the first; `finish` and `next` may not overlap.
   void advance(int begin, const Part* parts, const int* before, const double* finish, double* next) const;

@@ -157,7 +157,7 @@ SpatialPlan spatial_pareto(const SpatialModel& model, const std::vector<std::vec
   return plan;
 }
 
-std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound, int64_t max_steps) {
+std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound, int64_t max_steps, size_t front) {
   const std::vector<int>& points = model.cut_points();
   const int n = model.providers(), count = static_cast<int>(points.size());
   double vectors = 0;
@@ -166,7 +166,7 @@ std::optional<SpatialPlan> spatial_exact(const SpatialModel& model, double bound
   std::vector<std::vector<int>> cuts(count);
   for (int p = 1; p < count; ++p) cuts[p] = all_cuts(model.height(points[p]), n);
   const int64_t limit = model.work + max_steps;
-  SpatialPlan plan = spatial_pareto(model, cuts, bound, static_cast<size_t>(-1), limit);
+  SpatialPlan plan = spatial_pareto(model, cuts, bound, front, limit);
   if (model.work >= limit) return std::nullopt;
   return plan;
 }

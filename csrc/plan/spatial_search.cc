@@ -9,8 +9,8 @@ namespace fastee::plan {
 namespace {
 
 constexpr size_t kBeam = 6, kSmallBeam = 1;  // states kept per bound, from nothing and for a re-plan
-constexpr int kFew = 6;                // providers that a short search has windows for
-constexpr size_t kDescents = 4;        // starts that are descended from, when planning from nothing
+constexpr int kFew = 4;                // providers that a short search has windows for
+constexpr size_t kDescents = 4, kBriefDescents = 3;  // starts that are descended from, from nothing and without windows
 constexpr double kCoarse = 0.125;      // of the rows: the first step of a descent from a start
 constexpr double kFine = 0.04;         // of the rows: the step of the first window after a better plan was found
 constexpr int kWindow = 16;            // cut vectors per bound in a window, for more than 3 providers
@@ -24,6 +24,7 @@ constexpr int kPolish = 60;            // moves that a plan with other volumes m
 constexpr double kNear = 0.15;         // of the latency: what is further off is not polished
 constexpr double kShift = 0.05;        // of the rows: the most rows moved at once while polishing
 constexpr int kWaited = 70;            // of 100 moves take rows from a provider that is waited for
+constexpr double kRounding = 1 + 1e-12;  // a sum along the way back may differ from one along the way there by its roundings
 constexpr int kOffer = 2;              // units of work that a move costs beside what it computes
 
 // Cuts of `rows` rows in proportion to weights; every prefix rounded on its own, so errors do not add up.
@@ -42,8 +43,8 @@ void proportional(int rows, const std::vector<double>& weights, int* cuts) {
 
 SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<SpatialPlan>& starts, uint64_t seed, bool beam, int64_t window)
     : model_(model), n_(model.providers()), random_(seed * 2 + 1) {
-  // A short search gains most from one descent: within 280,000 units of work re-plans of 4 providers came out 9 % above a cold plan so and
-  // 18 % with four (while it was tuned; 4 changes of a rate by 50, 3 seeds); over many providers windows take what annealing needs.
+  // Within 200,000 units of work re-plans of few providers came out as near to the best plan known with one descent as with more; over
+  // many, windows take what annealing needs: 2.3 % above it on average instead of 3.4 % (7 groups, 14 changes each, 2 seeds).
   const bool brief = !beam && n_ > kFew;
   window_ = brief ? 0 : window;
   for (int d = 0; d < n_; ++d)
@@ -83,7 +84,7 @@ SpatialSearch::SpatialSearch(const SpatialModel& model, const std::vector<Spatia
   std::vector<State> distinct;
   for (State& s : queue_) {
     const bool seen = std::any_of(distinct.begin(), distinct.end(), [&](const State& o) { return o.bounds == s.bounds && o.cuts == s.cuts; });
-    if (!seen && distinct.size() < (beam ? kDescents : 1)) distinct.push_back(std::move(s));
+    if (!seen && distinct.size() < (beam ? kDescents : brief ? kBriefDescents : 1)) distinct.push_back(std::move(s));
   }
   queue_ = std::move(distinct);
 }
@@ -92,7 +93,7 @@ int SpatialSearch::below(int bound) {  // splitmix64: the same numbers on every 
   uint64_t z = random_ += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return static_cast<int>((z ^ (z >> 31)) % static_cast<uint64_t>(bound));
+  return static_cast<int>(((z ^ (z >> 31)) >> 32) * static_cast<uint64_t>(bound) >> 32);
 }
 
 void SpatialSearch::build(State& s) {
@@ -109,12 +110,56 @@ void SpatialSearch::build(State& s) {
   ++tried_;
   s.finish = finish_;
   s.critical.clear();
+  s.ahead.assign(s.finish.size(), 0.0);
+  s.known = volumes + 1;
+}
+
+// Fills s.ahead from `level` on.
+void SpatialSearch::look_ahead(State& s, int level) const {
+  const int volumes = s.volumes();
+  for (; s.known > level; --s.known) {
+    const int j = s.known - 1;  // the level to be filled: finish times of volume j - 1, read by volume j
+    model_.work += 1 + n_ / 8;
+    double* here = s.ahead.data() + j * n_;
+    if (j == volumes) {
+      model_.gather_ahead(s.cuts.data() + (j - 1) * (n_ + 1), here);
+      continue;
+    }
+    const Part* parts = s.parts.data() + j * n_;
+    const double* next = here + n_;
+    for (int d = 0; d < n_; ++d) here[d] = next[d] + (parts[d].used ? parts[d].seconds : 0.0);
+    for (int d = 0; d < n_; ++d)
+      if (parts[d].used) model_.ready_ahead(d, s.bounds[j], parts[d].input, s.cuts.data() + (j - 1) * (n_ + 1), next[d] + parts[d].seconds, here);
+  }
+}
+
+// Whether provider `to` alone, with its rows in trial_, ends after the latency of s + slack: what it computes itself follows upon each
+// other. Most moves are refused so, for the price of the parts of one provider.
+bool SpatialSearch::too_late(State& s, int to, int first, int last, double slack) {
+  if (model_.links().contention) return false;
+  const int volumes = s.volumes();
+  double at = s.finish[first * n_ + to];
+  for (int j = first; j < last; ++j) {
+    const int* e = trial_.data() + j * (n_ + 1);
+    const Part part = model_.part(to, s.bounds[j], s.bounds[j + 1], {e[to], e[to + 1]});
+    if (j == first) at = model_.ready(to, s.bounds[j], part.input, j == 0 ? nullptr : e - (n_ + 1), s.finish.data() + j * n_);
+    at += part.seconds;
+  }
+  if (last == volumes) {
+    const int* e = trial_.data() + (volumes - 1) * (n_ + 1);
+    at += model_.gather_seconds(to, e[to + 1] - e[to]) + model_.tail_seconds(model_.root());
+  } else {
+    look_ahead(s, last + 1);
+    const Part& part = s.parts[last * n_ + to];
+    at += (part.used ? part.seconds : 0.0) + s.ahead[(last + 1) * n_ + to];
+  }
+  return at > (s.latency + slack) * kRounding;
 }
 
 // Recursion from volume `first` on, into finish_; s.parts belong to trial_, changed_ says which differ from those of s, none from volume
 // `same` on. Only who reads rows of a provider that changed is computed again. The recursion is monotone in the finish times, so once
 // none of them is earlier than in s the latency cannot be lower, and without `slack` +inf is returned.
-double SpatialSearch::recurse(const State& s, int first, int same, double slack) {
+double SpatialSearch::recurse(State& s, int first, int same, double slack) {
   const int volumes = s.volumes();
   std::copy_n(s.finish.begin() + first * n_, n_, finish_.begin() + first * n_);
   Span moved;  // whose finish time or rows changed in the volume before
@@ -145,6 +190,12 @@ double SpatialSearch::recurse(const State& s, int first, int same, double slack)
     }
     moved = now;
     if (j >= same && !earlier && slack == 0) return kNever;
+    if (j == same && !all && j + 1 < volumes) {  // from here on everything is as it was: how late will it be?
+      look_ahead(s, j + 1);
+      double end = 0;
+      for (int d = 0; d < n_; ++d) end = std::max(end, next[d] + s.ahead[(j + 1) * n_ + d]);
+      if (end > (s.latency + slack) * kRounding) return kNever;
+    }
   }
   ++tried_;
   return model_.gather(trial_.data() + (volumes - 1) * (n_ + 1), finish_.data() + volumes * n_);
@@ -178,6 +229,7 @@ bool SpatialSearch::offer(State& s, int first, int last, double slack) {
     std::copy(finish_.begin() + from * n_, finish_.end(), s.finish.begin() + from * n_);
     s.latency = latency;
     s.critical.clear();
+    s.known = std::max(s.known, to + 2);
     if (latency < best_.latency) keep(s);
     return true;
   }
@@ -193,8 +245,18 @@ void SpatialSearch::keep(const State& s) {
   best_.latency = s.latency;
 }
 
+// Whether rows of volumes [first, last) that move between two providers change a part that the latency waits for. Nothing else lowers it.
+bool SpatialSearch::touches(State& s, int from, int to, int first, int last) const {
+  if (model_.links().contention) return true;  // then it waits for more than the way traced
+  if (s.critical.empty()) trace(s);
+  for (const auto& [j, d] : s.critical)
+    if (j >= first && j < last && d >= std::min(from, to) && d <= std::max(from, to)) return true;
+  return false;
+}
+
 // Hands a share of the rows of volumes [first, last) from one provider to another, a row at least; what lies between them moves along.
 bool SpatialSearch::transfer(State& s, int from, int to, int first, int last, double share, double slack) {
+  if (slack == 0 && !touches(s, from, to, first, last)) return false;
   for (int j = first; j < last; ++j) {
     int* e = trial_.data() + j * (n_ + 1);
     const int step = std::min(e[from + 1] - e[from], std::max(1, static_cast<int>(height(s, j) * share)));
@@ -202,6 +264,10 @@ bool SpatialSearch::transfer(State& s, int from, int to, int first, int last, do
       for (int k = from + 1; k <= to; ++k) e[k] -= step;
     else
       for (int k = to + 1; k <= from; ++k) e[k] += step;
+  }
+  if (too_late(s, to, first, last, slack)) {
+    std::copy(s.cuts.begin() + first * (n_ + 1), s.cuts.begin() + last * (n_ + 1), trial_.begin() + first * (n_ + 1));
+    return false;
   }
   return offer(s, first, last, slack);
 }
@@ -299,7 +365,7 @@ bool SpatialSearch::window(State& s, double share) {
       }
     }
   }
-  const SpatialPlan found = spatial_pareto(model_, near, best_.latency, kFront, model_.work + 5 * window_);
+  const SpatialPlan found = spatial_pareto(model_, near, best_.latency, kFront, std::min(limit_, model_.work + 5 * window_));
   if (found.bounds.empty()) return false;
   s.bounds = found.bounds;
   s.cuts = found.cuts;
@@ -362,9 +428,13 @@ void SpatialSearch::anneal(State& s, int64_t work) {
   const int64_t start = model_.work;
   State best = s;
   trial_ = s.cuts;
-  while (model_.work < start + work && !spent()) {
-    const double left = 1.0 - static_cast<double>(model_.work - start) / static_cast<double>(work);
-    const double slack = -kHot * std::pow(kCold / kHot, 1.0 - left) * best.latency * std::log((below(1 << 30) + 0.5) / (1 << 30));
+  double left = 1.0, heat = kHot;
+  for (int i = 0; model_.work < start + work && !spent(); ++i) {
+    if (i % 16 == 0) {
+      left = 1.0 - static_cast<double>(model_.work - start) / static_cast<double>(work);
+      heat = kHot * std::pow(kCold / kHot, 1.0 - left);
+    }
+    const double slack = -heat * best.latency * std::log((below(1 << 30) + 0.5) / (1 << 30));
     const int volumes = s.volumes(), kind = below(100);
     ++model_.work;  // a move that changes nothing counts, too
     if (kind < kToggles && points.size() > 2) {
@@ -424,13 +494,15 @@ bool SpatialSearch::run(int64_t work) {
 }
 
 // Partitions and coarse splits together: per bound the best few (finish times, cuts) over every volume that can end there and every
-// split of a small family: the k best providers, in proportion to speed, to speed and link, or equally.
+// split of a small family: the k best providers, in proportion to speed, to speed and link, or equally. A small beam takes half of them: its
+// plans were worse by 1 %, those of the search after it were not.
 void SpatialSearch::add_beam(size_t width) {
   const std::vector<int>& points = model_.cut_points();
   std::vector<std::vector<double>> family;
   const SpatialLinks& links = model_.links();
   const double wire = 8.0 * (model_.row_bytes(0) * model_.height(0) + model_.row_bytes(model_.layers()) * model_.height(model_.layers()));
-  for (int kind = 0; kind < 2; ++kind) {
+  const bool small = width == kSmallBeam;
+  for (int kind = small ? 1 : 0; kind < 2; ++kind) {
     std::vector<double> cost(n_);
     std::vector<int> order;
     for (int d = 0; d < n_; ++d) {
@@ -442,7 +514,9 @@ void SpatialSearch::add_beam(size_t width) {
     for (size_t k = 0; k < order.size(); ++k) {
       by_cost[order[k]] = 1.0 / cost[order[k]];
       equal[order[k]] = 1.0;
-      if (k + 1 < order.size() && ((k >= 4 && k % 2 == 0) || (k >= 8 && k % 4 != 3))) continue;  // 1..4, 6, 8, 12, 16 ... and all
+      const size_t count = k + 1;  // 1..4, 6, 8, 12, 16 ... and all; few of them where time is short
+      const bool some = small ? (count & k) == 0 : count <= 4 || (count % 2 == 0 && count <= 8) || count % 4 == 0;
+      if (count < order.size() && !some) continue;
       for (const auto& weights : {by_cost, equal})
         if (std::find(family.begin(), family.end(), weights) == family.end()) family.push_back(weights);
     }

@@ -1,5 +1,6 @@
 """The papers' tests: statistics by hand, verdicts on made-up rows, the file and the page."""
 
+import itertools
 import math
 import time
 
@@ -11,6 +12,7 @@ from benchmarks.papers import (
     SYSTEMS,
     daisy,
     dimee,
+    distredge,
     distree,
     guarantee,
     hierarchical,
@@ -351,3 +353,22 @@ def test_systems(capsys):
         system("jei")
     with pytest.raises(FasteeError, match="papers: expected one of sst2, clinc150, cifar10, got 'sst', did you mean 'sst2'"):
         main("prepare", ["sst"], False, None)
+
+
+def split_rows(osds, ours):
+    rows = []
+    for seed, rate in itertools.product(range(2), (50.0, 300.0)):
+        for name in distredge.BASELINES:
+            rows.append(Row("distredge", "quick, VGG-16", seed, name, "baseline", None, 1.0, rate, dict.fromkeys(distredge.GROUPS, 2.0 if name == "aofl" else 3.0)))
+        rows.append(Row("distredge", "quick, VGG-16", seed, distredge.OSDS, "reconstructed", None, 1.0, rate, {g: osds(g) for g in distredge.GROUPS}))
+        rows.append(Row("distredge", "quick, VGG-16", seed, distredge.OURS, "ours", None, 1.0, rate, dict.fromkeys(distredge.GROUPS, ours)))
+    return rows
+
+
+def test_distredge_follows_its_rule():
+    assert distredge.ratios(split_rows(lambda g: 1.6, 1.0), distredge.OSDS) == {(g, r): 1.25 for g in distredge.GROUPS for r in (50.0, 300.0)}
+    verdict, said = distredge.verdict(split_rows(lambda g: 1.6, 1.5))
+    assert verdict == "reproduced" and "ours slower than OSDS in 0 of 24 runs" in said and "median 1.25x" in said
+    assert distredge.verdict(split_rows(lambda g: 1.6 if g != "4 nano" else 2.5, 1.7))[0] == "direction only"
+    assert distredge.verdict(split_rows(lambda g: 1.9, 1.0))[0] == "not reproduced"
+    assert "ours slower than OSDS in 24 of 24 runs" in distredge.verdict(split_rows(lambda g: 1.6, 1.7))[1]

@@ -15,8 +15,17 @@ def by_weight(rows: int, weights: Sequence[float]) -> list[int]:
     >>> by_weight(10, [3, 0, 1])
     [0, 8, 8, 10]
     """
+    return _cuts(rows, _shares(weights))
+
+
+def _shares(weights: Sequence[float]) -> list[float]:
+    """Of every prefix but the last."""
     sums = list(accumulate(weights))
-    return [0, *(min(rows, math.floor(rows * (s / sums[-1]) + 0.5)) for s in sums[:-1]), rows]
+    return [s / sums[-1] for s in sums[:-1]]
+
+
+def _cuts(rows: int, shares: Sequence[float]) -> list[int]:
+    return [0, *[int(rows * s + 0.5) for s in shares], rows]
 
 
 def water_fill(fixed: Sequence[float], slope: Sequence[float]) -> list[float]:
@@ -48,8 +57,8 @@ def _speeds(p, members: Sequence[int]) -> list[float]:
 
 
 def _same(p, volumes: Sequence[int], weights: Sequence[float]):
-    heights = [p.net.height(b) for b in volumes[1:]]
-    cuts = {h: by_weight(h, weights) for h in set(heights)}
+    heights, shares = [p.net.height(b) for b in volumes[1:]], _shares(weights)
+    cuts = {h: _cuts(h, shares) for h in set(heights)}
     return tuple(volumes), [cuts[h] for h in heights]
 
 
