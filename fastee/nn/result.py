@@ -129,7 +129,12 @@ class Parts:
         return out
 
     def decisions(self):
-        first = self.parts[0][3].label
+        k, rows, at, step, late = self.parts[0]
+        if rows is None and len(self.parts) == 1:  # they all left together, as a batch of one does: nothing to put together
+            label = _pick(step.label, at)
+            forced = torch.zeros_like(label, dtype=torch.bool)
+            return label, _pick(step.confidence, at), torch.full_like(label, k), forced if late is None else forced | late
+        first = step.label
         label = torch.empty(self.rows, dtype=torch.int64, device=first.device)
         confidence = torch.empty(self.rows, dtype=torch.float32, device=first.device)
         exit_, forced = torch.empty_like(label), torch.zeros(self.rows, dtype=torch.bool, device=first.device)
