@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "cookbook").glob("*.md"))
-NEEDS = {"bert": ["transformers"], "llm": ["transformers"], "jax": ["jax"], "onnx": ["onnxruntime", "onnxscript"]}
+NEEDS = {"bert": ["transformers"], "llm": ["transformers"], "jax": ["jax", "flax"], "onnx": ["onnxruntime", "onnxscript"]}
 BLOCKS = [(p.stem, i, block) for p in PAGES for i, block in enumerate(re.findall(r"^```python\n(.*?)^```$", p.read_text(), re.S | re.M))]
 
 
