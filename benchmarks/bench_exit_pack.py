@@ -47,5 +47,5 @@ def cases(ctx: Context) -> Iterator[Group]:
             "exit_pack", "x".join(map(str, shape)), "fp32->int8",
             [Case("fastee", fused, inputs, note=fastee.explain("exit_pack", x, weight, bias).chosen),
              Case("separate", separate, inputs, note="exit_step + gather_rows + quantize_rows"), Case("torch", eager, inputs, note="eager")],
-            bytes=4 * n + one.nbytes, roof="copy", working_set=5 * n, bars=(">= 1.3x separate", ">= 10x torch"),
+            bytes=4 * n + one.nbytes, working_set=4 * n * len(inputs), bars=(">= 1.3x separate", ">= 10x torch"),
         )  # fmt: skip

@@ -49,7 +49,7 @@ def weights(ctx: Context, D: int, C: int) -> Iterator[Group]:
     x, weight, bias = tensors(ctx, 1, D, C)
     kinds = {"fp32": weight, "bf16": weight.bfloat16(), "int8": fastee.ops.quantize_rows(weight, "int8")}
     cases = {
-        kind: Case(f"fastee_{kind}", head, [(x, w, bias)], bytes=C * D * {"fp32": 4, "bf16": 2, "int8": 1}[kind], note=f"{kind} weights, fp32 arithmetic")
+        kind: Case(f"fastee_{kind}", head, [(x, w, bias)], bytes=C * D * {"fp32": 4, "bf16": 2, "int8": 1}[kind], note=f"{kind} weights, {'exact whole numbers' if kind == 'int8' else 'fp32 arithmetic'}")
         for kind, w in kinds.items()
     }
     torch_case = Case("torch", eager, [(x, weight, bias)], note="eager, fp32 weights")
