@@ -46,22 +46,24 @@ cpu::HeadArgs slice(cpu::HeadArgs a, int64_t first, int64_t last) {
 
 bool exit_head(cpu::HeadArgs& args) {
   const cpu::Kernels& k = cpu::kernels();
-  std::atomic<bool> memory{true};
-  auto run = [&](cpu::HeadArgs& a) {
+  auto ran = [&](cpu::HeadArgs& a) {
     a.scratch = static_cast<float*>(Scratch::here().reserve(sizeof(float) * static_cast<size_t>(cpu::head_scratch(a.x.rows, a.x.features, a.classes))));
-    if (a.scratch)
-      k.exit_head(a);
-    else
-      memory.store(false, std::memory_order_relaxed);
+    if (a.scratch) k.exit_head(a);
+    return a.scratch != nullptr;
   };
   // A multiply-add counts a twelfth of an element, on the safe side (0.011 to 0.014 ns against 0.08 ns, Zen 5, AVX-512); pooling
   // reads each element once.
   const double d = static_cast<double>(args.x.features), rows = static_cast<double>(args.x.rows);
   const double pooling = d * static_cast<double>(args.x.inner), product = d * static_cast<double>(args.classes) / 12 + 2 * static_cast<double>(args.classes);
-  const int64_t tiles = (args.classes + cpu::kClassTile - 1) / cpu::kClassTile, most = cpu::row_chunk(args.x.features, args.classes);
+  if (args.x.rows == 1 && (args.classes <= cpu::kClassTile || product < kParallelWork)) return ran(args);  // nothing to share out
+  std::atomic<bool> memory{true};
+  auto run = [&](cpu::HeadArgs& a) {
+    if (!ran(a)) memory.store(false, std::memory_order_relaxed);
+  };
   // By classes, a thread reads only its share of the weights, but pools every row: where there are tiles enough for even shares, or too
   // few rows, and pooling is little beside a share's products. By rows, loaded weights serve as many rows as they can: 64 rows a range, or a
   // whole chunk where the L2 cache holds no 64 (4096 features in ranges of 64 took 12.4 instead of 11.2 ms, Zen 4).
+  const int64_t tiles = (args.classes + cpu::kClassTile - 1) / cpu::kClassTile, most = cpu::row_chunk(args.x.features, args.classes);
   const int threads = num_threads();
   if (tiles > 1 && threads > 1 && rows * product >= kParallelWork && pooling * kPieces * threads < product &&
       (tiles >= kPieces * threads || args.x.rows < 8 * threads)) {

@@ -101,8 +101,7 @@ static void finish_head(const HeadArgs& a) {
 }
 
 static void exit_head(const HeadArgs& a) {
-  const int64_t most = row_chunk(a.x.features, a.classes), fs = a.direct ? a.x.row_stride : round16(a.x.features);
-  const int64_t chunk = a.x.rows < most ? a.x.rows : most;
+  const int64_t chunk = chunk_of(a.x.rows, a.x.features, a.classes), fs = a.direct ? a.x.row_stride : round16(a.x.features);
   static_assert(kTileClasses <= 8 && kRowClasses <= 8 && sizeof(State) <= 16 * sizeof(float));
   State states[kRowChunk];
   alignas(64) float lanes[16 * kRowChunk * kTileClasses];

@@ -5,7 +5,7 @@
 
 namespace fastee::cpu {
 
-// How an element lies in memory. Arithmetic is fp32 always; int8 is for weights.
+// How an element lies in memory. Arithmetic is fp32; int8 is for weights, summed in whole numbers.
 enum Element { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
 
 // An activation seen as rows x inner x features with element strides; the pools reduce `inner`.
@@ -128,12 +128,19 @@ constexpr int64_t kPlaneHead = 12;
 constexpr int64_t plane_block_bound(int64_t n, int64_t width) { return (kPlaneHead + n * width + 3) / 4 * 4; }
 
 constexpr int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+constexpr int64_t kLeastChunk = 8;
 constexpr int64_t row_chunk(int64_t features, int64_t classes) {
   // Weights are packed once per chunk, and rows read in order, which the L2 cache need not hold: 256 x 4096 -> 1000 in one chunk takes 20.6
   // ms, in two 22.1 (Zen 4).
   const bool packs = classes >= kMostPanel;
   int64_t fit = (packs ? 4 << 20 : 512 << 10) / (4 * round16(features)), most = packs ? kRowChunk : 64;
-  return fit < 8 ? 8 : fit > most ? most : fit;
+  return fit < kLeastChunk ? kLeastChunk : fit > most ? most : fit;
+}
+// Rows of a call's chunks; few rows are spared the division.
+constexpr int64_t chunk_of(int64_t rows, int64_t features, int64_t classes) {
+  if (rows <= kLeastChunk) return rows;
+  const int64_t most = row_chunk(features, classes);
+  return rows < most ? rows : most;
 }
 
 // The packed form of linear-inl.h: rows of 16 lanes x steps, panels of at most 32 classes, kPanelGroup rows of unreduced lanes. A line
@@ -144,7 +151,7 @@ constexpr int64_t packed_row(int64_t features) { return 16 * round16(steps_of(fe
 
 // Floats of working memory of exit_head: pooled features, packed ones, one tile of logits, one panel and its lanes.
 constexpr int64_t head_scratch(int64_t rows, int64_t features, int64_t classes) {
-  int64_t chunk = rows < row_chunk(features, classes) ? rows : row_chunk(features, classes);
+  int64_t chunk = chunk_of(rows, features, classes);
   int64_t tile = round16(classes < kClassTile ? classes : kClassTile);
   return chunk * (round16(features) + packed_row(features) + tile) + 16 * (kMostPanel * (steps_of(features) + kPanelGroup) + 16) + 16;
 }

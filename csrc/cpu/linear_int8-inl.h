@@ -1,6 +1,7 @@
 // Products of rows with int8 weights, in whole numbers: a row is brought to fixed point, x = q * unit with |q| <= 2^22 and unit a power of two,
-// and q . w is summed exactly. Exact sums have no order: every instruction set may take its own way to the same bits. The rounding of x to 23
-// bits below the row's largest value costs a product at most D * 2^-22 * 127 of what int8 puts into it by rounding one weight by half a step.
+// and q . w is summed exactly. Exact sums have no order: every instruction set may take its own way to the same bits. Rounding x to a 2^-22th
+// of the row's largest value moves a product by at most D * 128 * 2^-22 of that value (in steps of the weights): a quarter, for 4,096 features,
+// of what rounding one weight to int8 may do.
 //
 // Why not fp32: widening sixteen int8 weights takes two instructions before the multiply-add, 29 GB/s from the L2 cache (Zen 4, AVX-512); three
 // digits of eight bits and vpdpbusd take four instructions for sixty-four. Elsewhere two halves and a multiply-add of 16-bit pairs take five

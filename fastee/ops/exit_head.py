@@ -10,7 +10,8 @@ _op, exit_head = make_op(
     Args:
         x: activation, fp32/bf16/fp16/fp64 (narrow types are widened on load, the arithmetic is fp32). ``pool="mean"``: [B, D, ...] in any
             memory format; ``mean_tokens``, ``cls``, ``last``: [B, T, D]; ``none``: [B, D]. Any row stride.
-        weight, bias: the classifier, [C, D] and [C]. `weight` may be ``quantize_rows(weight)``: a quarter of the bytes, for large C.
+        weight, bias: the classifier, [C, D] and [C]. `weight` may be ``quantize_rows(weight)``: a quarter of the bytes, for large C;
+            natively its products are then exact sums of integers, of rows rounded to 2^-22 of their largest value.
         norm: normalisation between pool and classifier (`fastee.ops.Norm`).
         measure: the score; larger is more confident: ``max_prob`` 1/s, ``margin`` p1 - p2, ``entropy`` -H in nats,
             ``energy`` temperature * lse (arXiv 2010.03759).
