@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ def _program(net: EarlyExit, i: int, carry: tuple[Tensor, ...]) -> torch.export.
     try:
         return torch.export.export(net.segment(i), carry, dynamic_shapes={"carry": tuple({0: BATCH} for _ in carry)}, strict=False)
     except Exception as error:
-        raise CannotExport(f"segment {i} ({_span(net, i)}): torch.export refuses it: {_first_lines(error)}") from error
+        raise CannotExport(f"segment {i} ({_span(net, i)}): torch.export refuses {_line_under(net, i, error)}: {_first_lines(error)}") from error
 
 
 def _write_torch(net, i, carry, file, names, outputs) -> None:
@@ -168,14 +169,24 @@ def _first_lines(error: BaseException, lines: int = 3) -> str:
     return f"{type(error).__name__}: " + " ".join(text[:lines])
 
 
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _line_under(net: EarlyExit, i: int, error: BaseException) -> str:
+    """Return the node of the segment that was running and its module's path, "it" where no line of the segment was."""
+    frames = (f for e in _chain(error) for f in traceback.extract_tb(e.__traceback__) if f.filename.startswith("<fastee segment"))
+    names = [m[1] for f in frames if (m := re.match(r"\s*(\w+) =", f.line or "")) and m[1] in net._segments[i].origins]
+    return f"node {names[-1]!r} of module {net._segments[i].origins[names[-1]]!r}" if names else "it"
+
+
 def _onnx_reason(net: EarlyExit, i: int, error: BaseException) -> str:
     """Return what the exporter stumbled over: the node, its operator, and the path of the module that called it."""
-    chain: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or at.__context__
-    node = next((n for e in chain for n in _nodes_under(e)), None)
+    node = next((n for e in _chain(error) for n in _nodes_under(e)), None)
     if node is None:
         return f"torch.onnx refuses it: {_first_lines(error)}"
     return f"no ONNX operator for node {node.name!r} ({node.target}) of module {_module_path(net, i, node)!r}"

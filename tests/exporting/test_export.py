@@ -175,6 +175,19 @@ def test_a_segment_that_torch_cannot_export_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "a failed export leaves nothing behind"
 
 
+class SplitsByValue(nn.Module):
+    def forward(self, x):
+        return torch.split(x, torch.nonzero(x.sum(1) > -99).shape[0])[0]
+
+
+def test_a_shape_that_depends_on_values_is_named_with_its_module(tmp_path):
+    body = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Tanh(), SplitsByValue()), nn.Linear(8, 3))
+    net = fastee.attach(body, exits=["0"], example=torch.randn(2, 6)).eval()
+    with pytest.raises(CannotExport, match=r"segment 1 \(after '0' to the end\): torch.export refuses node 'split' of module '1\.1': GuardOnDataDependent"):
+        fastee.export(net, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_export_replaces_the_first(exported, tmp_path):
     net = small_net()
     fastee.export(net, tmp_path / "net")
