@@ -19,7 +19,7 @@ from fastee.planning.spatial.plan import SpatialPlan
 
 METHODS = ("search", "exact", "osds", "cross_entropy", *baselines.BASELINES)
 MAX_PROVIDERS = 256
-EFFORT, WARM_EFFORT = 2_000_000, 250_000  # units of work: about 14 ns each
+EFFORT, WARM_EFFORT = 2_400_000, 250_000  # units of work: about 14 ns each
 _STARTS = 7_000  # of a re-plan's, per provider: what the baselines and the starts take before the search
 _CHUNK = 50_000  # between two looks at the clock
 _WINDOW, _SMALL_WINDOW, _WARM_WINDOW = 150_000, 400_000, 60_000  # of the effort, for one window of the search
@@ -163,7 +163,9 @@ class SpatialPlanner:
             small = 1 < self.providers <= _SMALL and effort == EFFORT and budget is None
             found["search"] = self._search(found, effort // 4 if small else effort, None if budget is None else began + budget, seed, True)
             if small:
-                self._optimum(found, "search", _SMALL_STEPS)
+                stop = self.model.work + effort - effort // 4
+                if not self._optimum(found, "search", _SMALL_STEPS) and self.model.work < stop:  # out of reach was seen at once
+                    found["search"] = self._search(found, stop - self.model.work, None, seed, True)
         return self._best(found, method)
 
     def replan(self, *, links=None, lost: Sequence[str | int] = (), back: Sequence[str | int] = (), start: SpatialPlan | None = None,
