@@ -19,7 +19,7 @@ from fastee.planning.spatial.plan import SpatialPlan
 
 METHODS = ("search", "exact", "osds", "cross_entropy", *baselines.BASELINES)
 MAX_PROVIDERS = 256
-EFFORT, WARM_EFFORT = 2_400_000, 250_000  # units of work: about 14 ns each
+EFFORT, WARM_EFFORT = 2_400_000, 290_000  # units of work: about 14 ns each
 _STARTS = 7_000  # of a re-plan's, per provider: what the baselines and the starts take before the search
 _CHUNK = 50_000  # between two looks at the clock
 _WINDOW, _SMALL_WINDOW, _WARM_WINDOW = 150_000, 400_000, 60_000  # of the effort, for one window of the search
