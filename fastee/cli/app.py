@@ -399,18 +399,20 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def serve(
-    net: Annotated[str, typer.Argument(help="package.module:name of an EarlyExit, or of its backbone with --checkpoint")],
-    checkpoint: Annotated[Path | None, typer.Option(help="file of net.save()")] = None,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
-    name: Annotated[str, typer.Option(help="the model's name in the URL")] = "net",
-    queue: Annotated[int, typer.Option(help="requests that may wait; more are answered 429")] = 64,
+    net: _Net,
+    checkpoint: _Checkpoint = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
+    name: Annotated[str, typer.Option(help="The model's name in the URL.")] = "net",
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="The largest body; larger ones are answered 413.")] = 16 << 20,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: all cores but one, which reads and writes.")] = None,
 ) -> None:
-    """Answer HTTP requests (KServe V2) with a network, under the deadline of each."""
+    """Answer HTTP requests (KServe V2) with NET, under the deadline of each, until ctrl-C or SIGTERM."""
     from fastee.cli.source import network
     from fastee.integrations import serve as http
 
-    http.serve(network(net, checkpoint), host, port, name=name, queue=queue)
+    http.serve(network(net, checkpoint), host, port, threads=threads, name=name, queue=queue, max_bytes=max_bytes)
 
 
 def main() -> None:
