@@ -1,4 +1,4 @@
-"""exit_head at batch 1 over the small heads, 64 to 768 features and 2 to 100 classes: what is left of a call when it reads almost nothing."""
+"""exit_head at batch 1 over the small heads, 64 to 768 features and 2 to 100 classes: a call that reads little."""
 
 from __future__ import annotations
 

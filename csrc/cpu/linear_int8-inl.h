@@ -1,11 +1,11 @@
-// Products of rows with int8 weights, in whole numbers: a row is brought to fixed point, x = q * unit with |q| <= 2^22 and unit a power of two,
-// and q . w is summed exactly. Exact sums have no order: every instruction set may take its own way to the same bits. Rounding x to a 2^-22th
-// of the row's largest value moves a product by at most D * 128 * 2^-22 of that value (in steps of the weights): a quarter, for 4,096 features,
-// of what rounding one weight to int8 may do.
+// Products of rows with int8 weights, in whole numbers: a row is brought to fixed point, x = q * unit with |q| <= 2^22 and unit a power
+// of two, and q . w is summed exactly. Exact sums have no order: every instruction set may take its own way to the same bits. Rounding x
+// to a 2^-22th of the row's largest value moves a product by at most D * 128 * 2^-22 of that value (in steps of the weights): a quarter,
+// for 4,096 features, of what rounding one weight to int8 may do.
 //
-// Why not fp32: widening sixteen int8 weights takes two instructions before the multiply-add, 29 GB/s from the L2 cache (Zen 4, AVX-512); three
-// digits of eight bits and vpdpbusd take four instructions for sixty-four. Elsewhere two halves and a multiply-add of 16-bit pairs take five
-// for sixteen (AVX2) instead of six, which the compiler finds by itself in a plain loop.
+// Why not fp32: widening sixteen int8 weights takes two instructions before the multiply-add, 29 GB/s from the L2 cache (Zen 4, AVX-512);
+// three digits of eight bits and vpdpbusd take four instructions for sixty-four. Elsewhere two halves and a multiply-add of 16-bit pairs
+// take five for sixteen (AVX2) instead of six, which the compiler finds by itself in a plain loop.
 #pragma once
 #include "cpu/linear-inl.h"
 #include "cpu/quantize_rows-inl.h"
@@ -17,13 +17,15 @@ constexpr int64_t kFixedBlock = 4096;  // features whose sum fits 32 bits: halve
 struct FixedRow {
   double unit;    // NaN for a row with NaN or inf: its logits are then NaN
   int64_t total;  // of all q
-  // Behind it, 64 bytes from the beginning: q as `high` and `low`, q = 2048 high + low, or as three planes of signed digits to base 256.
+  // 64 bytes from the beginning: q as `high` and `low`, q = 2048 high + low, or as three planes of signed digits to base 256.
   int16_t* high() { return reinterpret_cast<int16_t*>(this) + 32; }
   int16_t* low(int64_t features) { return high() + 16 * steps_of(features); }
   int8_t* digits(int k, int64_t features) { return reinterpret_cast<int8_t*>(high()) + k * round64(features); }
   static constexpr int64_t round64(int64_t n) { return (n + 63) / 64 * 64; }
 };
-FASTEE_INLINE FixedRow& fixed_row(float* rows, int64_t r, int64_t features) { return *reinterpret_cast<FixedRow*>(rows + r * packed_row(features)); }
+FASTEE_INLINE FixedRow& fixed_row(float* rows, int64_t r, int64_t features) {
+  return *reinterpret_cast<FixedRow*>(rows + r * packed_row(features));
+}
 
 #if defined(FASTEE_SIMD_AVX512)
 FASTEE_INLINE bool by_digits() { return __builtin_cpu_supports("avx512vnni"); }  // all but the first AVX-512 servers
@@ -85,8 +87,8 @@ FASTEE_PIECE void add_halves(FixedRow& x, int64_t features, int64_t k, int64_t n
 
 #if defined(FASTEE_SIMD_AVX512)
 // The same by digits. vpdpbusd takes w + 128 as its unsigned operand: 128 times the sum of all q is too much.
-__attribute__((target("avx512vnni"))) FASTEE_PIECE void add_digits(FixedRow& x, int64_t features, int64_t k, int64_t n, const int8_t* w, int64_t ws,
-                                                                   int64_t count, int64_t ahead, int64_t* sum) {
+__attribute__((target("avx512vnni"))) FASTEE_PIECE void add_digits(FixedRow& x, int64_t features, int64_t k, int64_t n, const int8_t* w,
+                                                                   int64_t ws, int64_t count, int64_t ahead, int64_t* sum) {
   const __m512i sign = _mm512_set1_epi8(-128);
   V all[3][16];
   for (int c = 0; c < 16; c += 4) {
@@ -122,8 +124,8 @@ __attribute__((target("avx512vnni"))) FASTEE_PIECE void add_digits(FixedRow& x, 
 #endif
 
 // z[r, c] = finish(x[r] . w[c]) with rows from fix_rows(). Sixteen classes stay in the cache while all rows pass.
-FASTEE_PIECE void linear_int8(float* fixed, int64_t rows, const int8_t* w, int64_t classes, int64_t ws, int64_t features, int64_t ahead, Finish finish,
-                              float* z, int64_t zs) {
+FASTEE_PIECE void linear_int8(float* fixed, int64_t rows, const int8_t* w, int64_t classes, int64_t ws, int64_t features, int64_t ahead,
+                              Finish finish, float* z, int64_t zs) {
   for (int64_t c = 0; c < classes; c += 16) {
     const int64_t count = classes - c < 16 ? classes - c : 16;
     for (int64_t r = 0; r < rows; ++r) {
