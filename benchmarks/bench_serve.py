@@ -128,6 +128,8 @@ class Client:
             self.tally.refused.append(seconds)
 
     async def _exchange(self, data: bytes) -> tuple[int, bytes, bytes]:
+        while self.free and self.free[-1][0].at_eof():  # idle for so long that the server has closed it
+            self.free.pop()
         pair = self.free.pop() if self.free else await asyncio.open_connection("127.0.0.1", self.port)
         try:
             pair[1].write(data)
