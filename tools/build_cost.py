@@ -22,7 +22,7 @@ def children() -> float:
 def launch(log: str, command: list[str]) -> int:
     """Run one compiler call for CMake and append `seconds source` to the log."""
     code = subprocess.call(command)
-    source = next((part for part in command if part.endswith((".cc", ".c", ".cu"))), "?")
+    source = next((part for part in command if part.endswith((".cc", ".cxx", ".c", ".cu"))), "?")
     with open(log, "a") as file:  # one short line: written at once
         file.write(f"{children():.2f} {Path(source).name}\n")
     return code

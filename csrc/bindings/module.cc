@@ -37,9 +37,9 @@ struct Bound {
   }
 };
 
-constexpr char kCapsule[] = "fastee.Scheduler";
+constexpr char kScheduler[] = "fastee.Scheduler";
 
-Bound* bound_of(PyObject* self) { return static_cast<Bound*>(PyCapsule_GetPointer(self, kCapsule)); }
+Bound* bound_of(PyObject* self) { return static_cast<Bound*>(PyCapsule_GetPointer(self, kScheduler)); }
 
 // Puts positional and keyword arguments into out[]; absent optional ones stay null. False with an exception set.
 bool take_args(const char* call, const char* const* names, int count, int required, PyObject* const* args, Py_ssize_t given,
@@ -240,7 +240,7 @@ PyMethodDef method(const char* name, const char* doc) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(kFunction)), METH_FASTCALL | METH_KEYWORDS, doc};
 }
 
-PyMethodDef kMethods[] = {
+PyMethodDef kSchedulerMethods[] = {
     method<call_admit>("admit", "admit(now, deadline=None, segment=0, tenant=0) -> handle, or -1"),
     method<call_decide>("decide", "decide(task, exit, confidence, now, gate, delta, label, pool, max_prob, margin, entropy, lse) -> Decision"),
     method<call_poll>("poll", "poll(now) -> (task, Decision) or None"),
@@ -252,7 +252,7 @@ PyMethodDef kMethods[] = {
 };
 
 // The named hot methods as C functions bound to `self`; `answers` are the Decision objects that `decide` hands out.
-py::dict bind(py::object self, const py::list& answers, py::object from_code) {
+py::dict bind(const py::object& self, const py::list& answers, py::object from_code) {
   Bound& bound = self.cast<Bound&>();
   const auto& model = bound.core->model();
   const size_t want = 4 + static_cast<size_t>(model.nodes) * model.config.codecs;
@@ -260,18 +260,7 @@ py::dict bind(py::object self, const py::list& answers, py::object from_code) {
   bound.clear();
   bound.from_code = std::move(from_code);
   for (py::handle answer : answers) bound.answers.push_back(answer.inc_ref().ptr());
-  // The capsule keeps `self` alive for as long as one of its functions lives.
-  PyObject* capsule = PyCapsule_New(&bound, kCapsule, [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); });
-  if (capsule == nullptr) throw py::error_already_set();
-  auto owner = py::reinterpret_steal<py::object>(capsule);
-  PyCapsule_SetContext(capsule, self.inc_ref().ptr());
-  py::dict functions;
-  for (PyMethodDef& def : kMethods) {
-    PyObject* function = PyCFunction_New(&def, capsule);
-    if (function == nullptr) throw py::error_already_set();
-    functions[def.ml_name] = py::reinterpret_steal<py::object>(function);
-  }
-  return functions;
+  return fastee::bindings::bound_functions(self, &bound, kScheduler, kSchedulerMethods);
 }
 
 std::vector<double> array(const py::dict& config, const char* name, std::vector<py::ssize_t> shape) {
@@ -463,6 +452,20 @@ py::dict snapshot(const Bound& self) {
 }
 
 }  // namespace
+
+py::dict fastee::bindings::bound_functions(const py::object& self, void* core, const char* kind, std::span<PyMethodDef> table) {
+  const auto capsule = py::reinterpret_steal<py::object>(
+      PyCapsule_New(core, kind, [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); }));
+  if (!capsule) throw py::error_already_set();
+  PyCapsule_SetContext(capsule.ptr(), py::object(self).release().ptr());
+  py::dict functions;
+  for (PyMethodDef& def : table) {
+    const auto function = py::reinterpret_steal<py::object>(PyCFunction_New(&def, capsule.ptr()));
+    if (!function) throw py::error_already_set();
+    functions[def.ml_name] = function;
+  }
+  return functions;
+}
 
 Scheduler& fastee::bindings::scheduler_of(py::handle object) { return *object.cast<Bound&>().core; }
 

@@ -77,7 +77,7 @@ py::object frame_of(const Message& m) { return to_python(m.frame(), payload_of(m
 class Io {
  public:
   Io(const std::vector<std::string>& libraries, const py::dict& d) {
-    Config c;
+    fastee::net::Config c;
     c.name = d["name"].cast<std::string>();
     const auto model = d["fingerprint"].cast<std::string>();
     if (model.size() != 16) throw py::value_error("cluster: a fingerprint has 16 bytes, got " + std::to_string(model.size()));

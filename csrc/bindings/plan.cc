@@ -116,9 +116,9 @@ py::dict account(const Pipeline& self, std::vector<int> place, std::vector<int> 
   return d;
 }
 
-constexpr char kCapsule[] = "fastee.Replanner";
+constexpr char kReplanner[] = "fastee.Replanner";
 
-Replanner* replanner_of(PyObject* self) { return static_cast<Replanner*>(PyCapsule_GetPointer(self, kCapsule)); }
+Replanner* replanner_of(PyObject* self) { return static_cast<Replanner*>(PyCapsule_GetPointer(self, kReplanner)); }
 
 bool take_count(const char* call, Py_ssize_t given, Py_ssize_t want) {
   if (given == want) return true;
@@ -199,28 +199,12 @@ PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyObject* 
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(function)), METH_FASTCALL, doc};
 }
 
-PyMethodDef kMethods[] = {
+PyMethodDef kReplannerMethods[] = {
     method("set_link", call_set_link, "set_link(src, dst, bandwidth, delay)"),
     method("set_speed", call_set_speed, "set_speed(node, factor)"),
     method("set_leave", call_set_leave, "set_leave(exit, share)"),
     method("replan", call_replan, "replan() -> bool"),
 };
-
-py::dict bind(const py::object& self) {
-  auto& replanner = self.cast<Replanner&>();
-  // The capsule keeps `self` alive for as long as one of its functions lives.
-  PyObject* capsule = PyCapsule_New(&replanner, kCapsule, [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); });
-  if (capsule == nullptr) throw py::error_already_set();
-  const auto owner = py::reinterpret_steal<py::object>(capsule);
-  PyCapsule_SetContext(capsule, py::object(self).release().ptr());
-  py::dict functions;
-  for (PyMethodDef& def : kMethods) {
-    PyObject* function = PyCFunction_New(&def, capsule);
-    if (function == nullptr) throw py::error_already_set();
-    functions[def.ml_name] = py::reinterpret_steal<py::object>(function);
-  }
-  return functions;
-}
 
 std::unique_ptr<ThresholdSearch> make_search(const Doubles& score, const py::array_t<int8_t, py::array::c_style>& loss, const Doubles& cost) {
   if (score.ndim() != 2 || loss.ndim() != 2 || cost.ndim() != 1 || loss.shape(0) != score.shape(0) || loss.shape(1) != score.shape(1) ||
@@ -270,7 +254,9 @@ void fastee::bindings::bind_plan(py::module_& m) {
   py::class_<Replanner>(m, "Replanner")
       .def(py::init([](const py::dict& problem, double hysteresis) { return std::make_unique<Replanner>(problem_of(problem), hysteresis); }),
            py::arg("problem"), py::arg("hysteresis"))
-      .def("bind", &bind)
+      .def("bind", [](const py::object& self) {
+        return fastee::bindings::bound_functions(self, &self.cast<Replanner&>(), kReplanner, kReplannerMethods);
+      })
       .def("current", [](const Replanner& self) { return dict_of(self.current()); })
       .def("best_value", &Replanner::best_value)
       .def("account", [](Replanner& self, std::vector<int> place, std::vector<int> codec, const std::vector<bool>& on) {

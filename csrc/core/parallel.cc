@@ -11,7 +11,6 @@
 
 namespace fastee::parallel {
 namespace {
-constexpr int64_t kAnyLength = INT64_MAX / 2;
 constexpr double kElementsPerByte = 0.25;
 
 template <typename T>

@@ -10,7 +10,6 @@
 
 namespace fastee::parallel {
 namespace {
-constexpr int64_t kAnyLength = INT64_MAX / 2;
 
 // Call f(range, first, last) on at most `most` ranges; range i begins at i * the returned size.
 template <typename F>

@@ -149,15 +149,15 @@ class Pool {
   int size_ = 0;
 };
 
-std::atomic<Pool*> current{nullptr};
+std::atomic<Pool*> shared{nullptr};
 
 Pool& pool() {
-  Pool* found = current.load(std::memory_order_acquire);
+  Pool* found = shared.load(std::memory_order_acquire);
   if (found) return *found;
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr, std::memory_order_relaxed); });
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { shared.store(nullptr, std::memory_order_relaxed); });
   static_cast<void>(registered);
   Pool* made = new Pool;
-  if (current.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
+  if (shared.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
   delete made;
   return *found;
 }

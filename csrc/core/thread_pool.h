@@ -18,6 +18,7 @@ void run_blocks(int64_t blocks, int threads, void (*body)(void* context, int64_t
 // halted), so a thread's share is cut into pieces: who comes late finds work left, and who is done first waits for one piece at most.
 constexpr double kParallelWork = 512 << 10;
 constexpr int kPieces = 4;
+constexpr int64_t kAnyLength = INT64_MAX / 2;  // of a range
 
 // Call f(first, last) on disjoint ranges that cover [0, rows), whole multiples of `grain` but for the last, in parallel when
 // rows * work_per_row is large. Ranges are no longer than `most` rows (>= grain) when split.

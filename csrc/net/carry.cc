@@ -5,7 +5,7 @@
 
 namespace fastee::net {
 namespace {
-constexpr uint8_t kBytes[] = {0, 4, 2, 2, 8, 8, 4, 2, 1, 1, 1};
+constexpr uint8_t kDtypeBytes[] = {0, 4, 2, 2, 8, 8, 4, 2, 1, 1, 1};
 constexpr uint8_t kFp32 = 1, kInt64 = 5, kBool = 10;
 
 // At most 2^40 elements: the decoder saw to it that no product overflows.
@@ -20,7 +20,7 @@ bool is_one(const Tensor& t, uint8_t dtype) {
 }
 }  // namespace
 
-size_t dtype_bytes(uint8_t id) { return id < std::size(kBytes) ? kBytes[id] : 0; }
+size_t dtype_bytes(uint8_t id) { return id < std::size(kDtypeBytes) ? kDtypeBytes[id] : 0; }
 
 bool place_raw(const Frame& f, const uint8_t* payload, std::array<size_t, kMaxTensors>* offsets) {
   uint64_t at = 0;

@@ -9,10 +9,11 @@
 #include <string>
 #include <utility>
 
+#include "plan/problem.h"
+
 namespace fastee::plan {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr int kBlock = 1024;  // rows whose "still inside" flags stay in the first-level cache
 
 // Bits that order as the doubles do.

@@ -1,31 +1,14 @@
 // The planners without Python: random problems under every objective and limit hold their own promises, re-planning allocates nothing,
 // bad numbers are refused.
 #include <cmath>
-#include <cstdlib>
-#include <new>
 #include <random>
 #include <stdexcept>
 
+#include "allocations.h"
 #include "check.h"
 #include "plan/joint.h"
 #include "plan/pipeline.h"
 #include "plan/search.h"
-
-namespace {
-long allocations = 0;
-}
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-void* operator new(size_t size, const std::nothrow_t&) noexcept {  // std::stable_sort's buffer
-  ++allocations;
-  return std::malloc(size);
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 using namespace fastee::plan;
 
@@ -117,7 +100,7 @@ void check_replanning() {
       return r.replan();
     };
     for (int i = 0; i < 3; ++i) move();  // both plans get their size
-    const long before = allocations;
+    const int64_t before = allocations;
     for (int i = 0; i < 20; ++i) move();
     CHECK(allocations == before);
     const Placement& held = r.current();

@@ -1,36 +1,12 @@
 // The scheduler core without Python: rules, handles, no allocation on the hot path, and a fuzz with garbage values.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <new>
 #include <random>
 #include <stdexcept>
 #include <vector>
 
+#include "allocations.h"
+#include "check.h"
 #include "sched/scheduler.h"
-
-namespace {
-
-int failures = 0;
-thread_local int64_t allocations = 0;
-
-#define CHECK(condition)                                              \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition);     \
-      ++failures;                                                     \
-    }                                                                 \
-  } while (0)
-
-}  // namespace
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 using namespace fastee::sched;
 
@@ -267,6 +243,5 @@ int main() {
   check_offload();
   check_construction();
   for (unsigned seed = 0; seed < 120; ++seed) fuzz(seed);
-  std::printf("test_sched: %d failures\n", failures);
-  return failures != 0;
+  return report("test_sched");
 }

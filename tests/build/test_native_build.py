@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "fastee" / "libfastee.so"
-OBJECTS = ROOT / "build" / "CMakeFiles" / "fastee.dir" / "csrc"
+OBJECTS = ROOT / "build" / "CMakeFiles" / "fastee.dir"
 
 needs_build = pytest.mark.skipif(not LIBRARY.exists(), reason="native parts are not built")
 

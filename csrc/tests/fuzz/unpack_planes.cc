@@ -43,7 +43,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   if (size < 4) return 0;
   static const DLDataType types[] = {{kDLFloat, 32, 1}, {kDLBfloat, 16, 1}, {kDLFloat, 16, 1}};
   const DLDataType dtype = types[input[0] % 3];
-  const size_t width = dtype.bits / 8, repeat = 1 + input[1] % 16;
+  const size_t width = dtype.bits / 8, repeat = input[1] % 4 ? 1 : 1 + input[1] / 4 % 16;  // several blocks one run in four
   std::vector<uint8_t> values;
   for (size_t i = 0; i < repeat; ++i) values.insert(values.end(), input + 3, input + size);
   values.resize(values.size() / width * width);
