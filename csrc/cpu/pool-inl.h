@@ -85,10 +85,8 @@ FASTEE_PIECE void pool_features_contiguous(const Activation& x, const T* row, co
     for (int64_t i = 0; i < x.inner; ++i) {
       if (mask && !mask[i]) continue;
       const T* p = row + i * x.inner_stride + d;
-#pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) acc[j] = add(acc[j], load(p + 16 * j));
     }
-#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) store(out + d + 16 * j, mul(acc[j], scale));
   }
   for (; d < x.features; d += 16) {
