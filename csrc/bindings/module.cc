@@ -174,16 +174,20 @@ PyObject* call_observe(PyObject* self, PyObject* const* args, Py_ssize_t given, 
 }
 
 PyObject* call_observe_link(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
-  static constexpr const char* kNames[] = {"src", "dst", "nbytes", "duration_ns"};
-  PyObject* a[4] = {};
+  static constexpr const char* kNames[] = {"src", "dst", "nbytes", "duration_ns", "now"};
+  PyObject* a[5] = {};
   Bound* bound = bound_of(self);
-  int64_t v[4];
-  if (bound == nullptr || !take_args("observe_link", kNames, 4, 4, args, given, keywords, a)) return nullptr;
+  int64_t v[4], now = fastee::sched::kInt64Min;
+  if (bound == nullptr || !take_args("observe_link", kNames, 5, 4, args, given, keywords, a)) return nullptr;
   const int64_t top = bound->core->model().nodes - 1;
   const int64_t low[] = {0, 0, 1, 1}, high[] = {top, top, int64_t{1} << 50, kMax};
   for (int i = 0; i < 4; ++i)
     if (!take_int("observe_link", kNames[i], a[i], low[i], high[i], &v[i])) return nullptr;
-  bound->core->observe_link(static_cast<int>(v[0]), static_cast<int>(v[1]), v[2], v[3]);
+  if (a[4] != nullptr && a[4] != Py_None) {
+    if (!take_int64("observe_link", "now", a[4], &now)) return nullptr;
+    now = std::max(now, fastee::sched::kInt64Min + 1);  // the least int64 stands for "not told"
+  }
+  bound->core->observe_link(static_cast<int>(v[0]), static_cast<int>(v[1]), v[2], v[3], now);
   Py_RETURN_NONE;
 }
 
@@ -246,7 +250,7 @@ PyMethodDef kSchedulerMethods[] = {
     method<call_poll>("poll", "poll(now) -> (task, Decision) or None"),
     method<call_tick>("tick", "tick(now)"),
     method<call_observe>("observe", "observe(segment, node, batch, duration_ns)"),
-    method<call_observe_link>("observe_link", "observe_link(src, dst, nbytes, duration_ns)"),
+    method<call_observe_link>("observe_link", "observe_link(src, dst, nbytes, duration_ns, now=None)"),
     method<call_observe_queue>("observe_queue", "observe_queue(node, length, out_length=0)"),
     method<call_finish>("finish", "finish(task, confidence=nan) -> bool"),
 };
@@ -328,6 +332,7 @@ Config config_of(const py::dict& d) {
   c.gain_high = range.second;
   for (double host : array(d, "hosts", {s, n})) c.hosts.push_back(host != 0);
   c.thresholds = array(d, "thresholds", {s - 1});
+  c.medium = d["medium"].cast<std::vector<int64_t>>();
   c.deadline = d["deadline"].cast<int64_t>();
   c.quantile = d["quantile"].cast<double>();
   c.cost_weight = d["cost_weight"].cast<double>();

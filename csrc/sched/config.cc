@@ -111,6 +111,7 @@ void Config::check() const {
     for (size_t j = 0; j < n; ++j) hosted |= hosts[i * n + j] != 0;
     if (!hosted) fail("segment " + std::to_string(i) + " has no host");
   }
+  if (!medium.empty() && medium.size() != n) fail("medium must hold " + std::to_string(n) + " numbers, got " + std::to_string(medium.size()));
   check_int("deadline", deadline, 1, kNoDeadline);
   check_int("answer_bytes", answer_bytes, 0, int64_t{1} << 50);
   check_int("node", node, 0, nodes - 1);

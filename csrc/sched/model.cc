@@ -31,7 +31,10 @@ Model::Model(const Config& c)
       node_up_(c.nodes, 1),
       link_up_(static_cast<size_t>(c.nodes) * c.nodes),
       queue_(c.nodes, 0),
-      busy_until_(c.nodes, kInt64Min),
+      medium_(c.nodes),
+      media_(c.nodes),
+      sent_(c.nodes, 0),
+      arrived_(c.nodes, 0),
       reached_(exits, 0),
       accepted_(exits, 0),
       exit_probability_(exits),
@@ -43,6 +46,7 @@ Model::Model(const Config& c)
       onward_(need_.size()),
       wait_(nodes),
       wait_sd_(nodes),
+      before_(nodes, 0.0),
       turn_(nodes),
       return_(nodes),
       moves_(static_cast<size_t>(segments) * nodes),
@@ -51,6 +55,12 @@ Model::Model(const Config& c)
       old_(static_cast<size_t>(buckets) * nodes),
       eager_(static_cast<int64_t>(segments) * nodes * nodes <= c.eager_limit) {
   list_.reserve(nodes);
+  for (int p = 0; p < nodes; ++p) {
+    medium_[p] = p;
+    for (int q = p; !c.medium.empty() && q-- > 0;)
+      if (p != me && q != me && c.medium[q] == c.medium[p]) medium_[p] = q;
+    shared_ = shared_ || medium_[p] != p;
+  }
   classes_.insert(classes_.end(), c.classes.begin(), c.classes.end());
   costs_.resize(eager_ ? moves_.size() * nodes : nodes);
   for (size_t i = 0; i < link_up_.size(); ++i) link_up_[i] = config.bandwidth[i] > 0;
@@ -350,27 +360,46 @@ void Model::set_link_up(int src, int dst, bool up) {
   refresh_link(src, dst);
 }
 
-void Model::learn_exit(int exit, bool accepted) {
-  if (config.thresholds[exit] == kInf) return;
-  const int64_t n = ++reached_[exit];
-  accepted_[exit] += accepted;
-  // A rebuild costs microseconds, so the share is looked at after 1, 2, 4, 8, ... answers, later every 4096.
-  if ((n & (n - 1)) != 0 && n % 4096 != 0) return;
-  const double p = (static_cast<double>(accepted_[exit]) + 1.0) / (static_cast<double>(n) + 2.0);
+void Model::renew_exit(int exit) {
+  const double p = (static_cast<double>(accepted_[exit]) + 1.0) / (static_cast<double>(reached_[exit]) + 2.0);
   if (std::fabs(p - exit_probability_[exit]) <= Estimator::kPublishChange) return;
   exit_probability_[exit] = p;
   for (int n = 0; n < nodes; ++n) moved_[at(exit, n)] = 1;
   follow(exit);
 }
 
-int64_t Model::sent(int s, int p, int64_t now) {
-  const int64_t wire = static_cast<int64_t>(std::min(moves_[at(s, p)].wire, 1e15));
-  busy_until_[p] = add_saturated(std::max(busy_until_[p], now), wire);
-  return wire;
+void Model::watch(int p, int64_t wire, int64_t now) {
+  Medium& m = media_[medium_[p]];
+  if (m.watched >= 0 && subtract_saturated(now, m.due) > Medium::kForgotten) {
+    arrived_[m.watched] = sent_[m.watched] - (m.watched == p);
+    m.watched = -1;
+  }
+  m.last = add_saturated(now, wire);
+  if (m.watched >= 0) {
+    m.after = add_saturated(m.after, wire);
+  } else {
+    m.watched = p, m.number = sent_[p], m.due = m.busy_until, m.after = 0;
+  }
 }
 
-void Model::unsent(int p, int64_t wire) {
-  busy_until_[p] = subtract_saturated(busy_until_[p], wire);
+void Model::unwatch(int p, int64_t wire) {
+  Medium& m = media_[medium_[p]];
+  m.last = std::min(m.last, m.busy_until);
+  if (m.watched == p && m.number > sent_[p])
+    m.watched = -1;
+  else
+    m.after = std::max<int64_t>(0, subtract_saturated(m.after, wire));
+}
+
+void Model::arrived(int p, int64_t now) {
+  told_ = true;
+  if (arrived_[p] >= sent_[p]) return;
+  ++arrived_[p];
+  Medium& m = media_[medium_[p]];
+  if (m.watched != p || arrived_[p] < m.number) return;
+  m.watched = -1;
+  m.busy_until = std::max(add_saturated(subtract_saturated(now, delay_ns(p)), m.after), m.last);
+  tell_before(p);
 }
 
 TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {

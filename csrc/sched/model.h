@@ -1,5 +1,6 @@
 // Profile plus what was observed, condensed into the tables that a decision scans.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "sched/estimator.h"
@@ -34,7 +35,16 @@ class Model {
   // What stands before node p beside its queue: this node's earlier sends on that link, or the earlier batches here.
   double delay_at(int s, int p, int64_t now, double rounds) const {
     if (p == me) return rounds > 0 ? rounds * segment_time(s, p, buckets - 1).mean : 0.0;
-    return busy_until_[p] > now ? static_cast<double>(subtract_saturated(busy_until_[p], now)) : 0.0;
+    const int64_t free_at = free_at_of(p, now);
+    return free_at > now ? static_cast<double>(subtract_saturated(free_at, now)) : 0.0;
+  }
+  // [N] what this node has sent over each link's medium and is not through yet; 0 for this node. Kept for one `now`: a batch asks per row.
+  const double* sent_before(int64_t now) {
+    if (now != before_now_) {
+      before_now_ = now;
+      for (int p = 0; p < nodes; ++p) before_[p] = p == me ? 0.0 : delay_at(0, p, now, 0.0);
+    }
+    return before_.data();
   }
   // ns until the next answer is at home with quantile z, if the task goes to p now.
   double time_at(int bucket, int s, int p, int64_t now, double rounds, double z) const {
@@ -56,7 +66,7 @@ class Model {
     return {mean, e.used_kept * (sd * sd) + e.used_seen * (mean * mean)};
   }
   bool hosts(int s, int n) const { return config.hosts[at(s, n)] && node_up_[n]; }
-  bool link_idle(int p, int64_t now) const { return reachable(me, p) && busy_until_[p] <= now; }
+  bool link_idle(int p, int64_t now) const { return reachable(me, p) && free_at_of(p, now) <= now; }
   double mean_task_time(int n) const { return turn_[n].mean; }  // ns, over the segments hosted there, one row
   double move_ns(int s, int p) const { return moves_[at(s, p)].mean; }
   double wire_ns(int s, int p) const { return moves_[at(s, p)].wire; }  // what it takes of the link
@@ -74,9 +84,32 @@ class Model {
   bool observe_queue(int n, int64_t length, int64_t out_length);
   void set_node_up(int n, bool up);
   void set_link_up(int src, int dst, bool up);
-  void learn_exit(int exit, bool accepted);
-  int64_t sent(int s, int p, int64_t now);  // ns that it takes the link
-  void unsent(int p, int64_t wire);
+  void learn_exit(int exit, bool accepted) {
+    if (config.thresholds[exit] == kInf) return;
+    const int64_t n = ++reached_[exit];
+    accepted_[exit] += accepted;
+    // A rebuild costs microseconds, so the share is looked at after 1, 2, 4, 8, ... answers, later every 4096.
+    if ((n & (n - 1)) == 0 || n % 4096 == 0) renew_exit(exit);
+  }
+  // A message for segment s goes to p now; returns the ns that it takes of the medium.
+  int64_t sent(int s, int p, int64_t now) {
+    const int64_t wire = static_cast<int64_t>(std::min(moves_[at(s, p)].wire, 1e15));
+    Medium& m = media_[medium_[p]];
+    if (told_ && subtract_saturated(now, m.busy_until) > Medium::kForgotten) arrived_[p] = sent_[p];  // long there, or lost
+    m.busy_until = add_saturated(std::max(m.busy_until, now), wire);
+    ++sent_[p];
+    if (told_) watch(p, wire, now);
+    tell_before(p);
+    return wire;
+  }
+  void unsent(int p, int64_t wire) {
+    Medium& m = media_[medium_[p]];
+    m.busy_until = subtract_saturated(m.busy_until, wire);
+    --sent_[p];
+    if (told_) unwatch(p, wire);
+    tell_before(p);
+  }
+  void arrived(int p, int64_t now);  // the oldest message to p that is under way
 
   // Large worlds (S * N * N above Config.eager_limit): what follows the next answer is brought up by rebuild_step, one segment
   // per call, while stale(); everything that the deadline depends on is always current.
@@ -100,6 +133,29 @@ class Model {
     double wire = 0.0;
     int codec = -1;
   };
+  // Links from here that pass one message after another: mostly one link, or several over one radio. Its clock runs by the estimated
+  // rates; one message at a time is watched, and as long as that is not there, the clock cannot have gone on: a radio that fades
+  // is seen at once, not when the late message tells its rate.
+  struct Medium {
+    static constexpr int64_t kForgotten = 1'000'000'000;  // ns behind its time after which a watched message counts as lost
+    int64_t busy_until = kInt64Min, last = kInt64Min;     // last: the end of the last message, had it not had to wait
+    int64_t due = 0, after = 0, number = 0;               // of the watched message: expected end, ns sent after it, count on its link
+    int watched = -1;                                     // node it goes to
+  };
+  int64_t free_at_of(int p, int64_t now) const {
+    const Medium& m = media_[medium_[p]];
+    if (m.watched < 0 || subtract_saturated(now, m.due) > Medium::kForgotten) return m.busy_until;
+    return std::max(m.busy_until, add_saturated(subtract_saturated(now, delay_ns(m.watched)), m.after));
+  }
+  int64_t delay_ns(int p) const { return static_cast<int64_t>(config.delay[at(me, p)] * kNs); }
+  void watch(int p, int64_t wire, int64_t now);
+  void unwatch(int p, int64_t wire);
+  void tell_before(int p) {
+    before_[p] = delay_at(0, p, before_now_, 0.0);
+    for (int q = medium_[p]; shared_ && q < nodes; ++q)
+      if (medium_[q] == medium_[p]) before_[q] = before_[p];
+  }
+  void renew_exit(int exit);
   size_t at(int s, int n) const { return static_cast<size_t>(s) * nodes + n; }
   size_t row(int bucket, int s) const { return (static_cast<size_t>(bucket) * segments + s) * nodes; }
   bool reachable(int a, int b) const { return link_up_[at(a, b)] && node_up_[b]; }
@@ -123,12 +179,18 @@ class Model {
   std::vector<TenantClass> classes_;
   std::vector<Estimator> time_, rate_;        // [S, N], [N, N]
   std::vector<uint8_t> node_up_, link_up_;    // [N], [N, N]
-  std::vector<int64_t> queue_, busy_until_;  // [N]
+  std::vector<int64_t> queue_;               // [N]
+  std::vector<int> medium_;                  // [N] index into media_: the first node over that medium
+  std::vector<Medium> media_;                // [N]
+  std::vector<int64_t> sent_, arrived_;      // [N] messages to a node; arrived_ follows where the host tells
+  bool shared_ = false, told_ = false;       // any two links over one medium; the host tells when a message is there
   std::vector<int64_t> reached_, accepted_;   // [K]
   std::vector<double> exit_probability_;      // [K]
   std::vector<double> need_, need_sd_, togo_;  // [NB, S, N]
   std::vector<double> run_, there_, onward_;   // [NB, S, N]: with prices; of s on p alone, of all from its start there, C(s, n)
   std::vector<double> wait_, wait_sd_;         // [N]
+  std::vector<double> before_;                 // [N] sent_before(before_now_)
+  int64_t before_now_ = kInt64Max;
   std::vector<Spread> turn_;                   // [N] mean segment there, one row: what each task in the queue costs
   std::vector<double> return_;                // [N]
   std::vector<Move> moves_;                   // [S, N] from this node

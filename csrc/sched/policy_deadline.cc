@@ -28,13 +28,12 @@ class Deadline final : public Policy {
     if (answered && room_.size() > 0 && static_cast<double>(subtract_saturated(room_.soonest(), q.now)) <= m.segment_time(q.segment, m.me, 0).mean)
       return {};
     look(q);
-    int best = cheapest(q, [](int) { return true; });
-    if (best < 0) return answered ? Choice{} : likeliest(q);
     const int last = last_place_[q.segment];
-    if (last >= 0 && in_time(q, last) && !(end(q, best) < kSwitchGain * end(q, last))) best = last;
+    int best = last >= 0 && in_time(q, last) ? cheapest(q, last, kSwitchGain * end(last), [](int) { return true; }) : cheapest(q);
+    if (best < 0) return answered ? Choice{} : likeliest(q);
     if (!answered && q.slack < kInf && m.nodes > 1) {
-      const auto open = [&](int p) { return p == m.me ? m.queue()[p] <= most_rows_ : sent_before(q, p) <= kMostMessages * m.wire_ns(q.segment, p); };
-      if (!open(best)) best = cheapest(q, open);
+      const auto open = [&](int p) { return p == m.me ? m.queue()[p] <= most_rows_ : before_[p] <= kMostMessages * m.wire_ns(q.segment, p); };
+      if (!open(best)) best = cheapest(q, -1, kNone, open);
       if (best < 0) {
         const Choice wait = wait_for(q, alone(q));
         return wait.kind == Choice::kWait ? wait : likeliest(q);
@@ -43,7 +42,7 @@ class Deadline final : public Policy {
     const Config& c = m.config;
     const double u = q.sample->confidence;
     if (q.exit >= 0 && c.bins > 0 && m.switched_on(q.exit) && u == u) {
-      const double gain = c.gain[static_cast<size_t>(q.exit) * c.bins + gain_bin(c, u)], ends = end(q, best);
+      const double gain = c.gain[static_cast<size_t>(q.exit) * c.bins + gain_bin(c, u)], ends = end(best);
       const double later = ends == kInf ? kInf : ends - m.return_ns(m.me);
       const double cost = c.cost_weight > 0 ? c.cost_weight * (later / kNs) : 0.0;
       if (gain * q.weight <= cost && gain <= c.max_drop) return {Choice::kExit, m.me};
@@ -59,7 +58,8 @@ class Deadline final : public Policy {
  private:
   // need_ and end_ of every node for such a task without what this node has sent: so they stand until something is learned.
   void look(const Query& q) {
-    const Model& m = model_;
+    Model& m = model_;
+    before_ = m.sent_before(q.now);
     if (q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_ && m.version() == version_) return;
     segment_ = q.segment, bucket_ = q.bucket, rounds_ = q.rounds, z_ = q.z, version_ = m.version();
     for (int p = 0; p < m.nodes; ++p) {
@@ -75,18 +75,21 @@ class Deadline final : public Policy {
     const Model& m = model_;
     return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + earlier(q, p));
   }
-  double sent_before(const Query& q, int p) const { return p == model_.me ? 0.0 : model_.delay_at(q.segment, p, q.now, 0.0); }
-  double end(const Query& q, int p) const { return end_[p] + sent_before(q, p); }
-  bool in_time(const Query& q, int p) const {
-    const double t = need_[p] + sent_before(q, p);
-    return t <= q.slack && t < kInf;
-  }
+  double end(int p) const { return end_[p] + before_[p]; }
+  bool in_time(const Query& q, int p) const { return need_[p] + before_[p] <= std::min(q.slack, kMost); }
+  // The open place in time with the least end below `bar` (NaN: any), else `best`.
   template <typename Open>
-  int cheapest(const Query& q, Open&& open) const {
-    int best = -1;
-    for (int p = 0; p < model_.nodes; ++p)
-      if (in_time(q, p) && (best < 0 || end(q, p) < end(q, best)) && open(p)) best = p;
+  int cheapest(const Query& q, int best, double bar, Open&& open) const {
+    const double *const need = need_.data(), *const ends = end_.data(), *const before = before_;
+    const double slack = std::min(q.slack, kMost);
+    for (int p = 0, n = model_.nodes; p < n; ++p) {
+      const double e = ends[p] + before[p];
+      if (!(e >= bar) && need[p] + before[p] <= slack && open(p)) best = p, bar = e;
+    }
     return best;
+  }
+  int cheapest(const Query& q) const {
+    return cheapest(q, -1, kNone, [](int) { return true; });
   }
   // ns until the soonest next answer with nothing before it: queues are estimates, and the tasks in them exit early.
   double alone(const Query& q) const {
@@ -99,7 +102,7 @@ class Deadline final : public Policy {
     Choice choice;
     double best = kInf;
     for (int p = 0; p < model_.nodes; ++p) {
-      const double t = until_answer(q, p, 0.0) + sent_before(q, p);
+      const double t = until_answer(q, p, 0.0) + before_[p];
       if (t <= q.slack && t < best) {
         best = t;
         choice = {Choice::kRun, p};
@@ -108,7 +111,10 @@ class Deadline final : public Policy {
     return choice.kind == Choice::kRun ? choice : wait_for(q, alone(q));
   }
 
+  static constexpr double kMost = std::numeric_limits<double>::max();
+
   std::vector<int> last_place_;     // [S] the node chosen last for a segment
+  const double* before_ = nullptr;  // [N] Model::sent_before at the last look
   std::vector<double> need_, end_;  // [N] of the last look
   int64_t version_ = -1, most_rows_ = 1;  // most_rows_: of a batch that was seen here
   int segment_ = -1, bucket_ = -1;

@@ -41,7 +41,12 @@ class Scheduler {
   void observe(int segment, int node, int64_t batch, int64_t duration) {
     if (model_.observe(segment, node, batch, duration)) policy_->observed(node, batch, duration);
   }
-  void observe_link(int src, int dst, int64_t nbytes, int64_t duration) {
+  // `now`: when a message from here was there, where the host knows; it sets the clock of what has been sent (Model::Medium).
+  void observe_link(int src, int dst, int64_t nbytes, int64_t duration, int64_t now = kInt64Min) {
+    if (now != kInt64Min) {
+      now = clock(now);
+      if (src == model_.me && dst >= 0 && dst < model_.nodes && dst != src) model_.arrived(dst, now);
+    }
     if (model_.observe_link(src, dst, nbytes, duration)) policy_->observed_link(src, dst, nbytes, duration);
   }
   // Items that wait to be run at a node, and items that wait there to be sent.

@@ -87,6 +87,7 @@ struct Config {
   std::vector<double> gain;                       // [K, bins] or empty
   double gain_low = 0.0, gain_high = 1.0;
   std::vector<uint8_t> hosts;      // [S, N]
+  std::vector<int64_t> medium;     // [N] or empty: links from here to nodes of one medium pass one message after another
   std::vector<double> thresholds;  // [K], rounded to fp32 as the kernels hold them; +inf switches an exit off
   int64_t deadline = kNoDeadline;
   double quantile = 2.3263478740408408;  // z of the hit rate (0.99)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <stdexcept>
 
 #include "sim/link_clock.h"
@@ -71,7 +72,11 @@ Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
     links_[i].duplicate = link.duplicate;
     links_[i].stream = Stream(world.seed, 2, static_cast<uint64_t>(link.source) << 32 | static_cast<uint64_t>(link.target));
   }
-  for (size_t i = 0; i < world.links.size(); ++i) links_[i].back = link_between(world.links[i].target, world.links[i].source);
+  std::map<std::pair<int, int>, int> first;
+  for (size_t i = 0; i < world.links.size(); ++i) {
+    links_[i].back = link_between(world.links[i].target, world.links[i].source);
+    links_[i].first = first.try_emplace({world.links[i].source, world.links[i].medium}, static_cast<int>(i)).first->second;
+  }
 }
 
 // Faults go before arrivals, arrivals before everything else of the same moment.
@@ -272,8 +277,9 @@ void Simulator::transmit(uint32_t w, int index, int codec) {
   int64_t& free_at = medium_free_[link.medium];
   const int64_t ready = now + world.codec_ns[cell];
   const int64_t left = leave_at(world.media[link.medium], world.traces, std::max(ready, free_at), bytes);
-  work.wire_ns = left - std::max(ready, state.free_at) + link.delay;
-  free_at = state.free_at = left;
+  int64_t& own_free_at = links_[state.first].free_at;
+  work.wire_ns = left - std::max(ready, own_free_at) + link.delay;
+  free_at = own_free_at = left;
   const int64_t due = left + link.delay;
   if (state.loss > 0 && state.stream.uniform() < state.loss) {
     vanish(w, due);
@@ -322,7 +328,7 @@ void Simulator::deliver(uint32_t w) {
     Work& work = works_[w];
     write(What::kDeliver, work.task, work.attempt, to, from, work.segment);
     if (from >= 0 && nodes_[from].alive && work.wire_ns > 0 && work.wire_bytes > 0)
-      nodes_[from].scheduler->observe_link(nodes_[from].me, links_[work.link].place, work.wire_bytes, work.wire_ns);
+      nodes_[from].scheduler->observe_link(nodes_[from].me, links_[work.link].place, work.wire_bytes, work.wire_ns, local(nodes_[from]));
     // The way so far, so that an answer finds home over links that exist; a node met again closes the loop.
     int depth = work.depth;
     for (int i = 0; i < work.depth; ++i)

@@ -87,6 +87,7 @@ class Simulator {
   struct LinkState {
     bool up = true;
     int place = -1, back = -1;  // column of the target in the source's scheduler; the link the other way
+    int first = -1;             // of the source's links over the same medium; free_at, when the source's last message there has left, is of that one
     int64_t free_at = 0;
     double loss = 0.0, duplicate = 0.0;
     uint32_t epoch = 0;

@@ -31,7 +31,7 @@ void drive(Scheduler& s, unsigned seed, Guard guard) {
         tasks[k] = s.admit(now);
         break;
       case 1: s.observe(static_cast<int>(rng() % 4), static_cast<int>(rng() % 3), 1, static_cast<int64_t>(rng() % 3'000'000) + 1); break;
-      case 2: s.observe_link(0, static_cast<int>(rng() % 3), 1 << 20, static_cast<int64_t>(rng() % 90'000'000) + 1); break;
+      case 2: s.observe_link(0, static_cast<int>(rng() % 3), 1 << 20, static_cast<int64_t>(rng() % 90'000'000) + 1, now); break;
       case 3: s.observe_queue(static_cast<int>(rng() % 3), static_cast<int64_t>(rng() % 5)); break;
       case 4: {
         int64_t task;

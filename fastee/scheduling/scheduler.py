@@ -40,7 +40,7 @@ class Scheduler:
     table (then no score alone is enough). `rule`: made by `@fastee.rule`, replaces the policy's exit rule. `tenants`: up to 15 more
     QoS (their deadline, hit_rate and weight) for `admit(tenant=1...)`. `costs`: energy and money per node. `seed`: of the policy's own
     random choices. `node`: index of the node that decides; `home`: the node that
-    wants the answer. `hosts` [S, N] bool: which node may run which segment (None: all). `max_tasks`: live tasks at once.
+    wants the answer. `media`: groups of nodes whose links from here share what carries them (a radio). `hosts` [S, N] bool: which node may run which segment (None: all). `max_tasks`: live tasks at once.
     `native`: True demands the C++ core, False takes the Python twin, None takes what is there; both decide bit for bit alike.
 
     Times are int64 nanoseconds that the caller hands in; a clock that runs backwards is held and counted. A handle of a task that has ended
@@ -70,6 +70,7 @@ class Scheduler:
         tenants: Sequence[QoS] = (),
         costs: Costs | None = None,
         home: int = 0,
+        media: Sequence[Sequence[int]] = (),
         answer_bytes: int = 64,
         seed: int = 0,
         native: bool | None = None,
@@ -106,7 +107,7 @@ class Scheduler:
             "quantile": qos.quantile, "cost_weight": qos.cost_weight, "max_drop": math.inf if qos.max_drop is None else qos.max_drop,
             "answer_bytes": _int("Scheduler", "answer_bytes", answer_bytes, 0, _MAX_BYTES),
             "policy": name, "params": self.params, "weight": qos.weight,
-            "classes": [(q.deadline_ns, q.quantile, q.weight) for q in self.tenants],
+            "medium": _medium(media, len(profile.nodes)), "classes": [(q.deadline_ns, q.quantile, q.weight) for q in self.tenants],
             "surcharge": surcharge, "send_ns": [v * 1e9 for v in send], "eager_limit": _EAGER_LIMIT, "node": self.node, "home": self.home, "max_tasks": self.max_tasks,
             "seed": _int("Scheduler", "seed", seed, 0, _INT64),
         }  # fmt: skip
@@ -214,12 +215,17 @@ class Scheduler:
         batch = _int("observe", "batch", batch, 1, _MAX_BATCH)
         self._core.observe(segment, node, batch, _int("observe", "duration_ns", duration_ns, 1, _INT64))
 
-    def observe_link(self, src: int, dst: int, nbytes: int, duration_ns: int) -> None:
-        """Correct the rate of the link src -> dst by one transfer; a message too short to tell the rate is ignored (counted)."""
+    def observe_link(self, src: int, dst: int, nbytes: int, duration_ns: int, now: int | None = None) -> None:
+        """Correct the rate of the link src -> dst by one transfer; a message too short to tell the rate is ignored (counted).
+
+        `now`: when it was there, where the host knows and tells it of every message from here: then what is still under way is known
+        by its arrival, not by the estimated rate alone.
+        """
         src = _int("observe_link", "src", src, 0, self._top_node)
         dst = _int("observe_link", "dst", dst, 0, self._top_node)
         nbytes = _int("observe_link", "nbytes", nbytes, 1, _MAX_BYTES)
-        self._core.observe_link(src, dst, nbytes, _int("observe_link", "duration_ns", duration_ns, 1, _INT64))
+        duration_ns = _int("observe_link", "duration_ns", duration_ns, 1, _INT64)
+        self._core.observe_link(src, dst, nbytes, duration_ns, None if now is None else max(_int64("observe_link", "now", now), -_INT64))
 
     def observe_queue(self, node: int, length: int, out_length: int = 0) -> None:
         """Tell how many tasks wait at a node to be run, and how many wait there to be sent."""
@@ -328,6 +334,21 @@ def _thresholds(thresholds, profile: Profile, needed: bool) -> list[float]:
         if math.isnan(value):
             raise ValueError(f"Scheduler: thresholds[{i}] must not be NaN (+inf switches an exit off)")
     return values
+
+
+def _medium(media, nodes: int) -> list[int]:
+    """Per node the first one whose link from here shares what carries its own."""
+    if not isinstance(media, Sequence) or not all(isinstance(group, Sequence) and not isinstance(group, str) for group in media):
+        raise TypeError(f"Scheduler: media must be a sequence of groups of nodes, got {media!r:.80}")
+    medium, seen = list(range(nodes)), set()
+    for group in media:
+        members = [_int("Scheduler", "media", node, 0, nodes - 1) for node in group]
+        if len({*seen, *members}) < len(seen) + len(members):
+            raise ValueError(f"Scheduler: media must name each node once, got {media!r:.80}")
+        seen.update(members)
+        for node in members:
+            medium[node] = min(members)
+    return medium
 
 
 def _hosts(hosts, profile: Profile) -> np.ndarray:

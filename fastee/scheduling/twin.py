@@ -22,6 +22,7 @@ DRIFT, ALARM = 0.1, 0.5
 PUBLISH_CHANGE, PUBLISH_EVERY = 0.02, 16
 RATIO_LOW, RATIO_HIGH = 1e-6, 1e6
 REBUILD_EVERY = 10_000_000
+FORGOTTEN = 1_000_000_000
 NS = 1e9
 COUNTERS = (
     "admitted", "refused_full", "refused_late", "exits", "forced", "late", "continued", "offloaded", "rejected", "finished",
@@ -95,6 +96,25 @@ class Task:
     sent: tuple[int, int] | None = None  # node and ns on its wire of an OFFLOAD that is not finished yet
 
 
+@dataclass(slots=True)
+class Medium:
+    """Links from here that pass one message after another: its clock runs by the estimated rates and is set by one watched message at a time.
+
+    `last`: end of the last message, had it not had to wait. Of the watched one: `due` expected end, `after` ns sent after it, `number` of
+    messages on its link with it, `watched` the node it goes to.
+    """
+
+    busy_until: int = INT64_MIN
+    last: int = INT64_MIN
+    due: int = 0
+    after: int = 0
+    number: int = 0
+    watched: int = -1
+
+    def forgotten(self, now: int) -> bool:
+        return self.watched >= 0 and clamp64(now - self.due) > FORGOTTEN
+
+
 class Room:
     """Tasks that were told to WAIT, first come first out: slot -> the time at which each must go at the latest.
 
@@ -161,7 +181,9 @@ class Core:
         self.node_up = [True] * self.N
         self.link_up = [[c["bandwidth"][a][b] > 0 for b in range(self.N)] for a in range(self.N)]
         self.queue, self.out_queue, self.idle = [0] * self.N, [0] * self.N, False
-        self.busy_until = [INT64_MIN] * self.N
+        media = [Medium() for _ in range(self.N)]
+        self.media = [media[p if p == self.me else next(q for q in range(self.N) if q != self.me and c["medium"][q] == c["medium"][p])] for p in range(self.N)]
+        self.sent_count, self.arrived_count, self.told = [0] * self.N, [0] * self.N, False
         self.reached, self.accepted = [0] * self.K, [0] * self.K
         self.exit_probability = [0.0 if t == INF else 0.5 for t in c["thresholds"]]
         self.now = self.next_rebuild = INT64_MIN
@@ -191,7 +213,7 @@ class Core:
         return self.c["hosts"][s][n] and self.node_up[n]
 
     def link_idle(self, p: int, now: int) -> bool:
-        return self.reachable(self.me, p) and self.busy_until[p] <= now
+        return self.reachable(self.me, p) and self.free_at(p, now) <= now
 
     def move(self, s: int, a: int, b: int) -> tuple[float, float, int, float, float]:
         """(mean, variance, codec, time on the wire, cost) of sending the carry that enters segment s."""
@@ -314,7 +336,62 @@ class Core:
         part = (batch - sizes[b - 1]) / (sizes[b] - sizes[b - 1])
         return (mean[b - 1] + part * (mean[b] - mean[b - 1])) * NS
 
-    def observe_link(self, src: int, dst: int, nbytes: int, duration: int) -> None:
+    def free_at(self, p: int, now: int) -> int:
+        """When what this node has sent over the medium to p is through: as long as the watched message is not there, its clock has not gone on."""
+        m = self.media[p]
+        if m.watched < 0 or m.forgotten(now):
+            return m.busy_until
+        return max(m.busy_until, clamp64(clamp64(now - self.delay_ns(m.watched)) + m.after))
+
+    def delay_ns(self, p: int) -> int:
+        return int(self.c["delay"][self.me][p] * NS)
+
+    def sent(self, s: int, p: int, now: int) -> int:
+        """ns that the message takes of the medium."""
+        wire, m = int(min(self.wire[s][p], 1e15)), self.media[p]
+        if self.told and clamp64(now - m.busy_until) > FORGOTTEN:  # long there, or lost
+            self.arrived_count[p] = self.sent_count[p]
+        m.busy_until = clamp64(max(m.busy_until, now) + wire)
+        self.sent_count[p] += 1
+        if self.told:
+            if m.forgotten(now):
+                self.arrived_count[m.watched] = self.sent_count[m.watched] - (m.watched == p)
+                m.watched = -1
+            m.last = clamp64(now + wire)
+            if m.watched >= 0:
+                m.after = clamp64(m.after + wire)
+            else:
+                m.watched, m.number, m.due, m.after = p, self.sent_count[p], m.busy_until, 0
+        return wire
+
+    def unsent(self, p: int, wire: int) -> None:
+        m = self.media[p]
+        m.busy_until = clamp64(m.busy_until - wire)
+        self.sent_count[p] -= 1
+        if not self.told:
+            return
+        m.last = min(m.last, m.busy_until)
+        if m.watched == p and m.number > self.sent_count[p]:
+            m.watched = -1
+        else:
+            m.after = max(0, m.after - wire)
+
+    def arrived(self, p: int, now: int) -> None:
+        """The oldest message to p that is under way."""
+        self.told = True
+        if self.arrived_count[p] >= self.sent_count[p]:
+            return
+        self.arrived_count[p] += 1
+        m = self.media[p]
+        if m.watched == p and self.arrived_count[p] >= m.number:
+            m.watched = -1
+            m.busy_until = max(clamp64(clamp64(now - self.delay_ns(p)) + m.after), m.last)
+
+    def observe_link(self, src: int, dst: int, nbytes: int, duration: int, now: int | None = None) -> None:
+        if now is not None:
+            now = self.clock(now)
+            if src == self.me != dst:
+                self.arrived(dst, now)
         bandwidth, delay = self.c["bandwidth"][src][dst], self.c["delay"][src][dst] * NS
         wire = nbytes * 8.0 * NS / bandwidth if bandwidth > 0 and src != dst else 0.0
         if duration <= 0 or not wire > 0 or wire < 0.25 * delay:  # a short message tells the delay, not the rate
@@ -455,8 +532,8 @@ class Core:
             self.room.remove(slot)
         t = self.tasks[slot]
         if t.sent:  # asked again: the host could not send it
-            node, wire = t.sent
-            self.busy_until[node], t.sent = clamp64(self.busy_until[node] - wire), None
+            self.unsent(*t.sent)
+            t.sent = None
         if exit >= 0:
             t.segment, t.best = exit + 1, max(t.best, exit)
         q = self.query_of(slot, now, sample)
@@ -491,9 +568,7 @@ class Core:
             count["continued"] += 1
             return pack(Action.CONTINUE, self.me, -1, False)
         count["offloaded"] += 1
-        wire = int(min(self.wire[t.segment][node], 1e15))
-        self.busy_until[node] = min(max(self.busy_until[node], now) + wire, INT64_MAX)
-        t.sent = node, wire
+        t.sent = node, self.sent(t.segment, node, now)
         return pack(Action.OFFLOAD, node, self.codec[t.segment][node], False)
 
     def end(self, slot: int, slack: float, forced: bool, sample: dict | None) -> int:
@@ -551,7 +626,8 @@ class Core:
         """What stands before node p beside its queue: this node's earlier sends on that link, or the earlier batches here."""
         if p == self.me:
             return rounds * self.segment_time(s, p, self.NB - 1)[0] if rounds > 0 else 0.0
-        return float(clamp64(self.busy_until[p] - now)) if self.busy_until[p] > now else 0.0
+        free_at = self.free_at(p, now)
+        return float(clamp64(free_at - now)) if free_at > now else 0.0
 
     def snapshot(self) -> dict:
         return {

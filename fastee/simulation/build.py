@@ -108,9 +108,13 @@ def build(spec: Spec, profile: Profile | None, difficulty: DifficultyTrace | Non
             codecs=costs.codecs, wire_bytes=costs.wire, codec_seconds=costs.codec_seconds, bandwidth=rate, delay=delay, gain=costs.gain,
             gain_range=costs.gain_range,
         )  # fmt: skip
+        media: dict[int, list[int]] = {}
+        for i, b in enumerate(near):
+            if (node, b) in links:
+                media.setdefault(links[node, b].medium, []).append(i)
         prices = Costs(price_per_second=[costs.price[i] for i in near], price_per_byte=[spec.byte_price] * len(near)) if qos.money_weight > 0 else None
         return Scheduler(
-            mine, qos, policy=policy or spec.policy, thresholds=thresholds, node=near.index(node), home=near.index(home[node]), max_tasks=spec.max_tasks,
+            mine, qos, policy=policy or spec.policy, thresholds=thresholds, node=near.index(node), home=near.index(home[node]), media=list(media.values()), max_tasks=spec.max_tasks,
             params=_local_params(spec.params, costs, near), rule=rule, costs=prices, answer_bytes=costs.answer_bytes,
             seed=(spec.seed * MAX_NODES + node) % (1 << 63), native=native,
         )  # fmt: skip

@@ -118,7 +118,7 @@ class LinkState:
     """What changes about a directed link."""
 
     def __init__(self, seed: int, source: int, target: int, loss: float, duplicate: float):
-        self.up, self.free_at, self.epoch = True, 0, 0
+        self.up, self.epoch = True, 0
         self.loss, self.duplicate = loss, duplicate
         self.stream = Stream(seed, 2, source << 32 | target)
 
@@ -143,6 +143,7 @@ class Simulator:
         self.events: list[tuple] = []
         self.sequence = self.order = self.next_arrival = self.next_fault = self.now = 0
         self.medium_free = [0] * len(w["media"])
+        self.own_free: dict[tuple[int, int], int] = {}  # (source, medium): when the source's last message there has left
         self.place = [dict((m, i) for i, m in enumerate(members)) for members in w["members"]]
         self.observers: list[list] = [[] for _ in range(n)]
         self.nodes: list[Node] = []
@@ -334,8 +335,8 @@ class Simulator:
             return
         ready = self.now + self.w["codec_ns"][cell]
         left = leave_at(self.w["media"][medium], self.w["traces"], max(ready, self.medium_free[medium]), nbytes)
-        work.wire_ns = left - max(ready, state.free_at) + delay
-        self.medium_free[medium] = state.free_at = left
+        work.wire_ns = left - max(ready, self.own_free.get((source, medium), 0)) + delay
+        self.medium_free[medium] = self.own_free[source, medium] = left
         due = left + delay
         if state.loss > 0 and state.stream.uniform() < state.loss:
             self.vanish(work, due)
@@ -374,7 +375,7 @@ class Simulator:
         self.write(What.DELIVER, work.task, work.attempt, to, source, work.segment)
         if source >= 0 and self.nodes[source].alive and work.wire_ns > 0 and work.wire_bytes > 0:
             sender = self.nodes[source]
-            sender.scheduler.observe_link(sender.me, self.place[source][to], work.wire_bytes, work.wire_ns)
+            sender.scheduler.observe_link(sender.me, self.place[source][to], work.wire_bytes, work.wire_ns, self.local(sender))
         depth = work.path.index(to) if to in work.path else len(work.path)
         if depth < PATH:
             work.path = [*work.path[:depth], to]

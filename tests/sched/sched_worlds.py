@@ -79,10 +79,11 @@ def random_arguments(rng: np.random.Generator, policy: str | None = None) -> dic
     priced = cost_weight > 0 and rng.random() < 0.5
     hosts = rng.random((s, n)) < 0.8
     hosts[np.arange(s), rng.integers(0, n, s)] = True
+    which = rng.integers(0, 3, n)
     return dict(
         profile=prof, policy=policy, params=random_params(policy, rng, n, s - 1), seed=int(rng.integers(0, 1 << 62)), node=int(rng.integers(n)), home=int(rng.integers(n)),
         thresholds=[float(t) for t in rng.choice([0.0, 0.3, 0.7, 0.9, math.inf, -0.4], s - 1)], hosts=hosts if rng.random() < 0.5 else None,
-        max_tasks=int(rng.integers(1, 40)), answer_bytes=int(rng.integers(0, 5000)),
+        media=[np.flatnonzero(which == m).tolist() for m in set(which.tolist())] if rng.random() < 0.5 else (), max_tasks=int(rng.integers(1, 40)), answer_bytes=int(rng.integers(0, 5000)),
         qos=QoS(deadline=None if rng.random() < 0.1 else float(10.0 ** rng.uniform(-3.5, -0.5)), hit_rate=float(rng.uniform(0.5, 0.999)),
                 max_drop=None if rng.random() < 0.5 else float(rng.uniform(0, 0.1)), cost_weight=cost_weight,
                 energy_weight=float(rng.uniform(0, 1)), money_weight=float(rng.uniform(0, 1)), weight=float(rng.choice([1.0, 0.2, 3.0]))),
@@ -127,7 +128,8 @@ def play(sched: Scheduler, rng: np.random.Generator, events: int) -> list:
             a, b = (int(v) for v in rng.integers(0, n, 2))
             nbytes = int(10.0 ** rng.uniform(0, 6))
             usual = nbytes * 8e9 / max(float(prof.bandwidth[a, b]), 1e5) + float(prof.delay[a, b]) * 1e9
-            sched.observe_link(a, b, nbytes, max(1, int(usual * 10.0 ** rng.normal(0, 0.2))))
+            when = (now,) if rng.random() < 0.6 else (None,) if rng.random() < 0.5 else ()
+            sched.observe_link(sched.node if when else a, b, nbytes, max(1, int(usual * 10.0 ** rng.normal(0, 0.2))), *when)
         elif kind < 0.94:
             sched.observe_queue(int(rng.integers(n)), int(rng.integers(0, 6)), int(rng.integers(0, 3)))
             sched.set_idle(bool(rng.random() < 0.5))

@@ -40,6 +40,8 @@ CALLS = [
     ("observe_link", (0, 2, 1, 5), ValueError, "observe_link: dst must be in 0..1, got 2"),
     ("observe_link", (0, 1, 0, 5), ValueError, "observe_link: nbytes must be in 1..1125899906842624, got 0"),
     ("observe_link", (0, 1, 1, -5), ValueError, "observe_link: duration_ns must be in 1..9223372036854775807, got -5"),
+    ("observe_link", (0, 1, 1, 5, 0.5), TypeError, "observe_link: now must be an int, got float"),
+    ("observe_link", (0, 1, 1, 5, 1 << 63), ValueError, "observe_link: now must fit in 64 bits, got 9223372036854775808"),
     ("observe_queue", (0, -1), ValueError, "observe_queue: length must be in 0..1099511627776, got -1"),
     ("set_node_up", (2, True), ValueError, "set_node_up: node must be in 0..1, got 2"),
     ("set_link_up", (0, 9, True), ValueError, "set_link_up: dst must be in 0..1, got 9"),
@@ -88,6 +90,10 @@ CONSTRUCTIONS = [
     (dict(hosts=[[1, 1]] * 3), TypeError, "Scheduler: hosts must be bool [S, N], got int64"),
     (dict(hosts=[[True, True]]), ValueError, "Scheduler: hosts must have shape [S, N] = [3, 2], got [1, 2]"),
     (dict(hosts=[[True, True], [False, False], [True, True]]), ValueError, "Scheduler: segment 1 has no host"),
+    (dict(media=3), TypeError, "Scheduler: media must be a sequence of groups of nodes, got 3"),
+    (dict(media=[0, 1]), TypeError, "Scheduler: media must be a sequence of groups of nodes, got [0, 1]"),
+    (dict(media=[[0, 2]]), ValueError, "Scheduler: media must be in 0..1, got 2"),
+    (dict(media=[[0], [1, 0]]), ValueError, "Scheduler: media must name each node once, got [[0], [1, 0]]"),
     (dict(answer_bytes=-1), ValueError, "Scheduler: answer_bytes must be in 0..1125899906842624, got -1"),
 ]
 
@@ -110,6 +116,7 @@ def test_construction(native, change, error, message):
     ("policy", "none", "Scheduler: policy must be one of deadline, threshold, patience, distree, mdi_exit, dimee, splitee, jei_gate, daisy, custom, got 'none'"),
     ("node", 5, "Scheduler: node must be in 0..1, got 5"),
     ("max_tasks", 1 << 40, "Scheduler: max_tasks must be in 1..16777216, got 1099511627776"),
+    ("medium", [0], "Scheduler: medium must hold 2 numbers, got 1"),
     ("quantile", math.inf, "Scheduler: quantile must be finite and >= 0, got inf"),
 ])  # fmt: skip
 def test_the_core_checks_for_itself(name, value, message, monkeypatch):

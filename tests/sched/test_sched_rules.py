@@ -304,6 +304,61 @@ def test_own_sends_fill_the_link(native):
     assert later.action == Action.OFFLOAD
 
 
+def tiers(native, **more):
+    """Node 0 with links of 20 Mbit/s and 10 ms to two equal machines: a message is 1.6 ms on the wire."""
+    rate = np.array([[0, 20e6, 20e6], [20e6, 0, 20e6], [20e6, 20e6, 0]])
+    profile = small_profile(
+        nodes=("phone", "edge", "cloud"), mean=[[[0.5, 1.0], [4e-4, 8e-4], [5e-4, 1e-3]]] * 3, spread=np.zeros((3, 3, 2)), codecs=("raw",),
+        wire_bytes=[[4000]] * 3, codec_seconds=[[0]] * 3, bandwidth=rate, delay=np.where(rate > 0, 0.01, 0),
+    )  # fmt: skip
+    return make(native, profile, policy="threshold", deadline=0.1, **more)
+
+
+def sent_in_time(sched, now=0, most=200):
+    """How many tasks are sent off at `now`, and where to, until no place is in time."""
+    places = []
+    for _ in range(most):
+        d = sched.decide(sched.admit(now), -1, math.nan, now)
+        if d.action != Action.OFFLOAD:
+            return places
+        places.append(d.node)
+    raise AssertionError("the links never filled")
+
+
+def test_links_that_share_a_radio_wait_for_one_another(native):
+    apart, shared = sent_in_time(tiers(native)), sent_in_time(tiers(native, media=[[1, 2]]))
+    assert set(apart) == {1, 2} and len(apart) == 2 * len(shared)
+    assert sent_in_time(tiers(native, media=[[0, 1], [2]])) == apart  # this node itself has no link to share
+
+
+def test_a_message_that_is_not_there_holds_the_link_and_its_arrival_frees_it(native):
+    def filled(told):
+        sched = tiers(native, media=[[1, 2]])
+        sched.decide(sched.admit(-100 * MS), -1, math.nan, -100 * MS)
+        sched.observe_link(0, 1, 4000, 11_600_000, *([-88 * MS] if told else []))  # who tells it once is believed to tell it always
+        return sched, sent_in_time(sched)
+
+    (silent, before), (told, same) = filled(False), filled(True)
+    assert before == same
+    # 40 ms later 24 more should be there. Who is told nothing believes it; who waits in vain for the first knows that all are behind it.
+    assert len(sent_in_time(silent, 40 * MS)) > 20
+    more = sent_in_time(told, 40 * MS)
+    assert len(more) < 10
+    for i, node in enumerate(same + more):  # the radio was silent for 34 ms and is as fast as ever since
+        now = 46 * MS + i * 1_600_000
+        told.observe_link(0, node, 4000, 11_600_000, now)
+    assert len(sent_in_time(told, now)) > 20
+
+
+def test_a_lost_message_does_not_close_its_link_for_ever(native):
+    sched = tiers(native)
+    sched.decide(sched.admit(0), -1, math.nan, 0)
+    sched.observe_link(0, 1, 4000, 11_600_000, now=12 * MS)
+    usual = len(sent_in_time(sched, 100 * MS))
+    later = 1_300 * MS  # a second after the watched one was due
+    assert len(sent_in_time(sched, later)) == usual
+
+
 def test_batch_costs_count_only_rows_that_stay(native):
     prof = local_profile(batch_sizes=(1, 8), mean=[[[1e-3, 5e-3]]] * 3, spread=np.zeros((3, 1, 2)))
     sched = make(native, prof)

@@ -50,7 +50,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       case 1: s.decide(task(), in.next<int8_t>() % 5, in.next<double>(), time()); break;
       case 2: s.observe(in.next<int8_t>() % 5, in.next<int8_t>() % 5, in.next<int64_t>(), in.next<int64_t>()); break;
-      case 3: s.observe_link(in.next<int8_t>() % 5, in.next<int8_t>() % 5, in.next<int64_t>(), in.next<int64_t>()); break;
+      case 3: s.observe_link(in.next<int8_t>() % 5, in.next<int8_t>() % 5, in.next<int64_t>(), in.next<int64_t>(), in.next<uint8_t>() % 2 != 0 ? time() : kInt64Min); break;
       case 4: s.observe_queue(in.next<int8_t>() % 5, in.next<int64_t>(), in.next<int64_t>()); break;
       case 5: s.set_node_up(in.next<int8_t>() % 5, in.next<uint8_t>() % 2 != 0); break;
       case 6: s.set_link_up(in.next<int8_t>() % 5, in.next<int8_t>() % 5, in.next<uint8_t>() % 2 != 0); break;
