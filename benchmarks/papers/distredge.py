@@ -1,11 +1,11 @@
 """DistrEdge (IPDPS 2022, arXiv 2202.01699): rows of a CNN split over unequal devices by a learned splitter, against seven ways to split.
 
-Seconds are those of the latency model of `docs/spatial.md` with its synthetic devices, without contention: no board was measured, and Jetson latencies are not
-testable here. OSDS is judged as trained, without the baselines that a plan of fastee is compared with; `search` gets no plan of OSDS. DeeperThings and AOFL get
-the volumes of LC-PSS. Seeds change the vectors of LC-PSS, the agents and the search.
+Seconds are those of the latency model of `docs/spatial.md` with its synthetic devices, without contention: no board was measured, and
+Jetson latencies are not testable here. OSDS is judged as trained, without the baselines that a plan of fastee is compared with; `search`
+gets no plan of OSDS. DeeperThings and AOFL get the volumes of LC-PSS. Seeds change the vectors of LC-PSS, the agents and the search.
 
-Verdict rule: *reproduced* when in the mean over seeds OSDS is at least as fast as the best of the seven baselines in every group at every rate, and at least 1.1
-times as fast in the median over the heterogeneous groups; *direction only* when only the median holds.
+Verdict rule: *reproduced* when in the mean over seeds OSDS is at least as fast as the best of the seven baselines in every group at every
+rate, and at least 1.1 times as fast in the median over the heterogeneous groups; *direction only* when only the median holds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def network(shown: str, seed: int, quick: bool, console) -> list[Row]:
             saved = Path(kept) / f"{mark}{group.replace(' ', '_')}-{rate / 1e6:.0f}.pt" if kept and not quick else None
             seconds[OSDS][group] = osds(planner, QUICK if quick else EPISODES, saved, seed).best_latency
             seconds[OURS][group] = planner.plan("search", seed=seed).latency
-            console.print(f"distredge {shown} seed {seed}, {group} at {rate / 1e6:.0f} Mbit/s: {seconds[OSDS][group]:.4f} s by OSDS, {seconds[OURS][group]:.4f} s by ours")
+            times = f"{seconds[OSDS][group]:.4f} s by OSDS, {seconds[OURS][group]:.4f} s by ours"
+            console.print(f"distredge {shown} seed {seed}, {group} at {rate / 1e6:.0f} Mbit/s: {times}")
         best = {group: min(seconds[name][group] for name in BASELINES) for group in GROUPS}
         for name, found in seconds.items():
             cost = math.exp(statistics.fmean(math.log(found[g] / best[g]) for g in GROUPS))
@@ -74,11 +75,12 @@ def verdict(rows: list[Row]) -> tuple[str, str]:
         middle = statistics.median(v for (group, _), v in found.items() if len(set(GROUPS[group])) > 1)
         holds[method] = min(found.values()) >= 1.0, middle >= 1.1
         (group, rate), worst = min(found.items(), key=lambda item: item[1])
-        said.append(f"{method}: {worst:.2f}x to {max(found.values()):.2f}x the speed of the best baseline, median {middle:.2f}x over the heterogeneous groups, "
-                    f"least with {group} at {rate:g} Mbit/s")  # fmt: skip
+        said.append(f"{method}: {worst:.2f}x to {max(found.values()):.2f}x the speed of the best baseline, median {middle:.2f}x over the "
+                    f"heterogeneous groups, least with {group} at {rate:g} Mbit/s")  # fmt: skip
     theirs = {(r.seed, r.point): r.extra for r in rows if r.method == OSDS}
     lost = sum(s > theirs[r.seed, r.point][g] for r in rows if r.method == OURS for g, s in r.extra.items())
     said.append(f"ours slower than OSDS in {lost} of {sum(len(e) for e in theirs.values())} runs")
-    said.append(f"OSDS has {QUICK if rows[0].size.startswith('quick') else EPISODES:,} of its {EPISODES:,} episodes")
+    episodes = QUICK if rows[0].size.startswith("quick") else EPISODES
+    said.append(f"OSDS has {episodes:,} of its {EPISODES:,} episodes; all seconds are those of a latency model, no board was measured")
     every, median = holds[OSDS]
     return "reproduced" if every and median else "direction only" if median else "not reproduced", "; ".join(said)
