@@ -34,6 +34,7 @@ class Sleeper:
         time.sleep(2e-3)
 
 
+@pytest.mark.timed
 def test_profile_measures_segments_with_heads_bytes_and_nodes(tmp_path):
     net = Sleeper()
     prof = profile(net, torch.ones(3, 4, 2), nodes=("mobile", "cloud"), batch_sizes=(1, 5), slowdown={"mobile": 8.0}, link="20mbit 10ms",
