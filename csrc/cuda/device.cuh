@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 
@@ -16,7 +17,7 @@ using cpu::kF32;
 using cpu::kI8;
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr float kInf = __builtin_inff();
+constexpr float kInf = __builtin_inff(), kNaN = __builtin_nanf("");
 
 struct bf16 {
   uint16_t bits;
@@ -26,7 +27,6 @@ struct f16 {
 };
 
 __device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(int8_t x) { return static_cast<float>(x); }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 __device__ __forceinline__ float widen(f16 x) {
 #ifdef __CUDA_ARCH__

@@ -2,8 +2,9 @@
 //
 // A block takes a tile of rows and a slice of classes. Its rows' features stand in shared memory as fp32; the slice's weights stream
 // through two stages of asynchronous 16-byte copies, so that up to 66 KB a block are in flight. Four threads own a class's sixteen
-// logical lanes, four each, and walk the features in order: every product has the bits of cpu/linear-inl.h, whatever the tile. The last
-// slice of a row tile to finish condenses the logits, which went through L2, and looks back over the row tiles for the survivors' places.
+// logical lanes, four each, and walk the features in order: every product has the bits of cpu/linear-inl.h, whatever the tile. int8
+// weights meet whole numbers, and their exact sums have the bits of cpu/linear_int8-inl.h. The last slice of a row tile to finish
+// condenses the logits, which went through L2, and looks back over the row tiles for the survivors' places.
 // Floor: one read of the activation (per slice) and of the weights (per row tile).
 #pragma once
 #include "cuda/kernels/look_back.cuh"
@@ -84,40 +85,93 @@ struct Quad {  // four neighbouring values of shared memory, in one load
   alignas(4 * sizeof(T)) T values[4];
 };
 
+// What a thread sums of one logit: its four of the sixteen lanes, with the CPU's trees over them ...
+struct Lanes {
+  float sums[4];
+  template <typename T>
+  __device__ __forceinline__ void add(const Quad<float>& x, const Quad<T>& w) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[j] = __fmaf_rn(x.values[j], widen(w.values[j]), sums[j]);
+  }
+  __device__ __forceinline__ float dot(float) {
+#pragma unroll
+    for (int w = 2; w; w /= 2)  // lanes 8, then 4 apart
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[j] += __shfl_xor_sync(kAll, sums[j], w);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+  }
+};
+
+// ... or, for int8 weights, the exact sum of whole numbers, which has no order (cpu/linear_int8-inl.h); `unit` takes it back.
+struct Whole {
+  int64_t sum;
+  __device__ __forceinline__ void add(const Quad<float>& x, const Quad<int8_t>& w) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum += static_cast<int64_t>(static_cast<int>(__float_as_uint(x.values[j]))) * w.values[j];
+  }
+  __device__ __forceinline__ float dot(float unit) {
+#pragma unroll
+    for (int w = 2; w; w /= 2) sum += __shfl_xor_sync(kAll, sum, w);
+    return static_cast<float>(static_cast<double>(sum) * static_cast<double>(unit));
+  }
+};
+
+// Rows of features in shared memory, brought to the fixed point of cpu/linear_int8-inl.h where they lie: bits of int32. A half warp per row.
+__device__ __forceinline__ void fix_rows(float* features, int64_t stride, int rows, int n, float* units) {
+  const int lane = static_cast<int>(threadIdx.x & 15), half = static_cast<int>(threadIdx.x / 16);
+  for (int from = half & ~1; from < rows; from += kHeadThreads / 16) {
+    const int r = from + (half & 1);
+    float* x = features + (r < rows ? r : rows - 1) * stride;
+    unsigned top = 0;
+    for (int i = lane; i < n; i += 16) {
+      const unsigned bits = __float_as_uint(x[i]) & 0x7fffffffu;
+      top = bits > top ? bits : top;
+    }
+#pragma unroll
+    for (int w = 8; w; w /= 2) {
+      const unsigned other = __shfl_xor_sync(kAll, top, w);
+      top = other > top ? other : top;
+    }
+    if (r >= rows) continue;
+    const bool finite = top < 0x7f800000u;
+    const unsigned exponent = top >> 23 ? top >> 23 : 1;
+    const float tiny = exponent < 64 ? 0x1p64f : 1.0f, lift = __uint_as_float((275 - exponent - (exponent < 64 ? 64 : 0)) << 23);
+    constexpr float kRound = 12582912.0f;  // adding it rounds to a whole number, half to even
+    for (int i = lane; i < n; i += 16)
+      x[i] = __uint_as_float(finite ? __float_as_uint(x[i] * tiny * lift + kRound) - __float_as_uint(kRound) : 0u);
+    // 2^(exponent - 148): below 2^-126 a denormal, which holds it exactly.
+    if (lane == 0) units[r] = !finite ? kNaN : __uint_as_float(exponent > 21 ? (exponent - 21) << 23 : 1u << (exponent + 1));
+  }
+}
+
 // One stage's part of the products: N classes eight apart, R rows, four of the sixteen lanes.
-template <typename T, int N, int R>
-__device__ __forceinline__ void accumulate(const T* w, int w_stride, const float* x, int x_stride, int n, float (&acc)[N][R][4]) {
+template <typename T, int N, int R, typename Sum>
+__device__ __forceinline__ void accumulate(const T* w, int w_stride, const float* x, int x_stride, int n, Sum (&acc)[N][R]) {
 #pragma unroll 4
   for (int k = 0; k < n; k += 16) {
-    float wide[N][4];
+    Quad<T> q[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const Quad<T> q = *reinterpret_cast<const Quad<T>*>(w + i * 8 * w_stride + k);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) wide[i][j] = widen(q.values[j]);
-    }
+    for (int i = 0; i < N; ++i) q[i] = *reinterpret_cast<const Quad<T>*>(w + i * 8 * w_stride + k);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       const Quad<float> v = *reinterpret_cast<const Quad<float>*>(x + r * x_stride + k);
 #pragma unroll
-      for (int i = 0; i < N; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) acc[i][r][j] = __fmaf_rn(v.values[j], wide[i][j], acc[i][r][j]);
+      for (int i = 0; i < N; ++i) acc[i][r].add(v, q[i]);
     }
   }
 }
 
 // The logits of the block's rows and classes into z[r * stride + c], global or shared.
-template <int N, int R>
-__device__ __forceinline__ void products(const HeadTile& t, int64_t first_class, const float* features, unsigned char* stages, float* z,
-                                         int64_t z_stride, int rows) {
+template <typename Sum, int N, int R>
+__device__ __forceinline__ void products(const HeadTile& t, int64_t first_class, const float* features, const float* units,
+                                         unsigned char* stages, float* z, int64_t z_stride, int rows) {
   const cpu::HeadArgs& a = t.head;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x & 31), quad = lane & 3;
   const int class_at = warp % t.class_warps * 8 * N + lane / 4, row_at = warp / t.class_warps * R, w_stride = t.chunk + kStagePad;
   const bool works = row_at < t.tile_rows;
   const int padded = static_cast<int>(round16(a.x.features)), chunks = (padded + t.chunk - 1) / t.chunk;
   const int64_t other = stage_bytes(t.classes, t.chunk, t.width);
-  float acc[N][R][4] = {};
+  Sum acc[N][R] = {};
   load_stage(t, first_class, 0, stages);
   for (int c = 0; c < chunks; ++c) {
     if (c + 1 < chunks) {
@@ -132,9 +186,10 @@ __device__ __forceinline__ void products(const HeadTile& t, int64_t first_class,
     const float* x = features + static_cast<int64_t>(row_at) * padded + c * t.chunk + 4 * quad;
     if (works) {
       auto add = [&](auto* of) {
-        accumulate<std::remove_pointer_t<decltype(of)>>(reinterpret_cast<decltype(of)>(w), w_stride, x, padded, n, acc);
+        using T = std::remove_cv_t<std::remove_pointer_t<decltype(of)>>;
+        accumulate<T>(reinterpret_cast<const T*>(w), w_stride, x, padded, n, acc);
       };
-      if (a.weight_element == kI8)
+      if constexpr (std::is_same_v<Sum, Whole>)
         add(static_cast<const int8_t*>(nullptr));
       else
         with_float(a.weight_element, add);
@@ -145,12 +200,7 @@ __device__ __forceinline__ void products(const HeadTile& t, int64_t first_class,
   for (int i = 0; i < N; ++i)
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      float* p = acc[i][r];
-#pragma unroll
-      for (int w = 2; w; w /= 2)  // lanes 8, then 4 apart
-#pragma unroll
-        for (int j = 0; j < 4; ++j) p[j] += __shfl_xor_sync(kAll, p[j], w);
-      const float dot = (p[0] + p[2]) + (p[1] + p[3]);
+      const float dot = acc[i][r].dot(works ? units[row_at + r] : 0.0f);
       const int64_t c = first_class + class_at + 8 * i;
       if (works && quad == 0 && row_at + r < rows && c < a.classes) {
         const float scaled = a.weight_scale ? dot * a.weight_scale[c] : dot;
@@ -203,7 +253,7 @@ template <int N, int R>
 __device__ __forceinline__ Judged head_tile(const HeadTile& t) {
   const cpu::HeadArgs& a = t.head;
   unsigned char* memory = shared_memory();
-  unsigned* words = reinterpret_cast<unsigned*>(memory);  // 64 bytes
+  unsigned* words = reinterpret_cast<unsigned*>(memory);  // 64 bytes; the rows' units are their second half
   memory += 64;
   float* features = reinterpret_cast<float*>(memory);
   unsigned char* stages = memory + features_bytes(t.tile_rows, a.x.features);
@@ -218,12 +268,21 @@ __device__ __forceinline__ Judged head_tile(const HeadTile& t) {
     __syncthreads();
     normalize_rows(a, features, padded, rows);
   }
+  float* units = reinterpret_cast<float*>(words + 8);
+  const bool whole = a.weight_element == kI8;
+  if (whole) {
+    __syncthreads();
+    fix_rows(features, padded, rows, static_cast<int>(a.x.features), units);
+  }
   // The barrier before the first product, in products(), covers the features too.
   Judged j{true, rows, 0, first, 0, 0, words};
   float* z = t.slices > 1 ? t.exchange + first * a.classes : a.logits ? a.logits + first * a.classes : nullptr;
   const int64_t z_stride = z ? a.classes : round16(a.classes);
   float* own = reinterpret_cast<float*>(memory);  // products() ends with a barrier before any thread writes: the features may go
-  products<N, R>(t, first_class, features, stages, z ? z : own, z_stride, rows);
+  if (whole)
+    products<Whole, N, R>(t, first_class, features, units, stages, z ? z : own, z_stride, rows);
+  else
+    products<Lanes, N, R>(t, first_class, features, units, stages, z ? z : own, z_stride, rows);
   const Sync sync = sync_at(t.sync, t.tiles);
   if (t.slices > 1 && !last_to_leave(sync.tickets + tile, static_cast<unsigned>(t.slices), words)) {
     j.here = false;

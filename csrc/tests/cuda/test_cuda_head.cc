@@ -14,6 +14,7 @@ struct Case {
   bool bias = true, logits = false, second = false, mask = false, channels_last = false, unaligned = false;
   int format = -1;  // >= 0: exit_pack
   int64_t group = 0;
+  float scale = 1.0f;  // of x
 };
 
 struct Results {
@@ -56,7 +57,7 @@ int64_t product(const std::vector<int64_t>& shape, size_t from) {
 int64_t launches_of(const Case& c, const char* what, int poison = -1) {
   const bool tokens = c.pool == FASTEE_POOL_MEAN_TOKENS || c.pool == FASTEE_POOL_CLS || c.pool == FASTEE_POOL_LAST;
   const int64_t rows = c.shape[0], features = tokens ? c.shape[2] : c.shape[1], row = product(c.shape, 1);
-  std::vector<float> values = numbers(rows * row + 1, 11, 1.0f),
+  std::vector<float> values = numbers(rows * row + 1, 11, c.scale),
                      weights = numbers(c.classes * features + 1, 12, 1.0f / std::sqrt(static_cast<float>(features)));
   if (c.classes > 4 && c.w_kind < 3)  // classes 1 and 3 are the same: ties go to the smaller index
     std::copy_n(weights.begin() + static_cast<ptrdiff_t>(features), features, weights.begin() + static_cast<ptrdiff_t>(3 * features));
@@ -159,6 +160,12 @@ void kinds() {
           launches_of(
               {.shape = {6, features}, .classes = 20, .x_kind = x, .w_kind = w, .threshold = 0.2f, .bias = x != 1, .unaligned = unaligned},
               "types");
+  for (float scale : {1.0f, 1e-20f, 1e-40f, 1e34f}) {  // int8 weights: rows of any size come to the same fixed point
+    launches_of({.shape = {6, 70}, .classes = 20, .w_kind = 3, .threshold = 0.2f, .logits = true, .scale = scale}, "fixed point", 2);
+    launches_of({.shape = {2, 300}, .classes = 700, .norm = FASTEE_NORM_RMS, .w_kind = 3, .threshold = 0.01f, .logits = true, .scale = scale},
+                "fixed point, slices");
+    launches_of({.shape = {1, 9001}, .classes = 33, .w_kind = 3, .threshold = 0.2f, .scale = scale}, "fixed point, stages");
+  }
   for (auto norm : {FASTEE_NORM_LAYER, FASTEE_NORM_RMS, FASTEE_NORM_AFFINE})
     for (int64_t rows : {1, 7}) launches_of({.shape = {rows, 70}, .classes = 10, .norm = norm, .threshold = 0.4f}, "norms");
   for (int x = 0; x < 3; ++x)
