@@ -40,7 +40,7 @@ if(FASTEE_TESTS AND NOT CMAKE_CROSSCOMPILING AND NOT FASTEE_SANITIZE MATCHES "th
   fastee_units(fastee_cuda_emulated)
   target_include_directories(fastee_cuda_emulated BEFORE PUBLIC csrc/tests/cuda)
   target_link_libraries(fastee_cuda_emulated PRIVATE fastee_flags)
-  target_compile_definitions(fastee_cuda_emulated PRIVATE FASTEE_HOME=kDLCUDA)
+  target_compile_definitions(fastee_cuda_emulated PRIVATE FASTEE_HOME=kDLCUDA FASTEE_CUDA_BUILDING)
   target_compile_options(fastee_cuda_emulated PRIVATE -O1 -Wno-unknown-pragmas)
   foreach(source IN LISTS FASTEE_CUDA_TESTS)
     get_filename_component(name ${source} NAME_WE)

@@ -1,8 +1,11 @@
-"""The ops inside jax on the CPU: XLA FFI calls into libfastee, with jit, vmap and, for `linear_stats`, gradients.
+"""The ops inside jax: XLA FFI calls into libfastee, some also into libfastee_cuda, with jit, vmap and, for `linear_stats`, gradients.
 
 Every function takes and gives jax arrays, under ``jit`` too; results are those of ``fastee.ops`` with jax's 32-bit integers. ``vmap``
 over rows becomes more rows of one call; over weights it runs them in turn. A wrong argument raises at tracing where its shape
 shows it (``TypeError``, ``ValueError``), else when the call runs (``ValueError`` or ``jax.errors.JaxRuntimeError``); both name it.
+
+On CUDA there are `exit_head`, `exit_step`, `linear_stats`, `compact` and `quantize_rows`; the others raise ``BackendUnavailable`` when
+they are lowered for it. There a threshold of NaN, which the host never sees, is not refused: no row leaves.
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ try:
     import jax
     import jax.numpy as jnp
     from jax.custom_batching import custom_vmap
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
 except ImportError:
     raise ImportError("fastee.integrations.jax needs jax: pip install 'fastee[jax]'") from None
 
 import fastee
-from fastee.errors import did_you_mean
+from fastee.errors import BackendUnavailable, did_you_mean
+from fastee.kernels import cuda
 
 Array = jax.Array
 POOLS = ("mean", "mean_tokens", "cls", "last", "none")
@@ -77,19 +83,84 @@ class Norm(NamedTuple):
     eps: float = 1e-5
 
 
+_LIBRARIES = {"cpu": ("libfastee_jax.so", fastee.native.REPAIR), "cuda": ("libfastee_jax_cuda.so", cuda.REPAIR)}
+
+
 @lru_cache(None)
-def _register() -> None:
-    path = Path(fastee.__file__).parent / "libfastee_jax.so"
+def _library(platform: str) -> ctypes.CDLL:
+    name, repair = _LIBRARIES[platform]
+    path = Path(fastee.__file__).parent / name
     if not path.exists():
-        raise ImportError(f"{path.name} is not built: install jax first, then {fastee.native.REPAIR}")
+        raise ImportError(f"{path.name} is not built: install jax first, then {repair}")
     library = ctypes.CDLL(str(path))
-    for name in _TARGETS:
-        jax.ffi.register_ffi_target(f"fastee_{name}", jax.ffi.pycapsule(getattr(library, f"fastee_jax_{name}")), platform="cpu")
+    for name in _targets(library):
+        jax.ffi.register_ffi_target(f"fastee_{name}", jax.ffi.pycapsule(getattr(library, f"fastee_jax_{name}")), platform=platform)
+    if platform == "cuda":
+        for size, numbers in ((library.fastee_cuda_sync_bytes, 1), (library.fastee_cuda_scratch_bytes, 4)):
+            size.restype, size.argtypes = ctypes.c_int64, [ctypes.c_int64] * numbers
+    return library
+
+
+def _targets(library: ctypes.CDLL) -> list[str]:
+    return [name for name in _TARGETS if hasattr(library, f"fastee_jax_{name}")]
+
+
+# One call of a target, lowered for each platform as its library has it.
+_ffi_call = Primitive("fastee_ffi_call")
+_ffi_call.multiple_results = True
+_ffi_call.def_impl(jax.jit(_ffi_call.bind, static_argnames=("name", "out", "attributes")))
+_ffi_call.def_abstract_eval(lambda *_, out, **__: [jax.core.ShapedArray(o.shape, o.dtype) for o in out])
+
+
+def _in_turn(args: tuple, axes: tuple, **params: Any) -> tuple:
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    take = lambda i: [a if axis is None else jax.lax.dynamic_index_in_dim(a, i, axis, False) for a, axis in zip(args, axes, strict=True)]
+    out = jax.lax.map(lambda i: _ffi_call.bind(*take(i), **params), jnp.arange(size))
+    return out, [0] * len(out)
+
+
+def _no_gradient(*_: Any, name: str, **__: Any) -> None:
+    raise ValueError(f"{name} has no gradient; linear_stats has one")
+
+
+batching.primitive_batchers[_ffi_call] = _in_turn
+ad.primitive_jvps[_ffi_call] = _no_gradient
+
+
+def _on_cpu(*args: Array, name: str, out: tuple, attributes: tuple) -> tuple:
+    _library("cpu")
+    return jax.ffi.ffi_call(f"fastee_{name}", out)(*args, **dict(attributes))
+
+
+def _on_cuda(*args: Array, name: str, out: tuple, attributes: tuple) -> tuple:
+    library = _library("cuda")
+    if name not in (known := _targets(library)):
+        raise BackendUnavailable(f"{name} has no CUDA target, only {', '.join(known)} have: place its arguments on the CPU")
+    if name == "exit_head":  # no number in device memory reaches a kernel's arguments: who exits is compared here
+        *args, threshold = args
+        *out, _ = out
+    rows, sync, scratch = args[0].shape[0], library.fastee_cuda_sync_bytes, library.fastee_cuda_scratch_bytes
+    memory = []
+    if name == "exit_head":
+        memory = [sync(rows), scratch(rows, *args[1].shape[::-1], 0)]
+    elif name == "compact":
+        memory = [sync(rows // 4096 + 1)]
+    wide = [_shape(o.dtype, *o.shape, 2) if o.dtype == jnp.int32 else o for o in out]  # the C ABI's 64-bit integers, low word first
+    call = jax.ffi.ffi_call(
+        f"fastee_{name}", (*wide, *(_shape(jnp.uint8, n) for n in memory)), input_output_aliases={len(args): len(wide)} if memory else {}
+    )
+    got = call(*args, *(jnp.zeros(n, jnp.uint8) for n in memory[:1]), **dict(attributes))
+    got = [g[..., 0] if o.dtype == jnp.int32 else g for g, o in zip(got, out, strict=False)]
+    return (*got, (got[1] >= threshold) & (threshold != jnp.inf)) if name == "exit_head" else tuple(got)
+
+
+for _platform, _rule in (("cpu", _on_cpu), ("cuda", _on_cuda)):
+    mlir.register_lowering(_ffi_call, mlir.lower_fun(_rule, multiple_results=True), platform=_platform)
 
 
 def _call(name: str, out: Any, *args: Array, **attributes: Any) -> Any:
-    _register()
-    return jax.ffi.ffi_call(f"fastee_{name}", out, vmap_method="sequential")(*args, **attributes)
+    results = _ffi_call.bind(*args, name=name, out=tuple(jax.tree.leaves(out)), attributes=tuple(attributes.items()))
+    return tuple(results) if isinstance(out, tuple) else results[0]
 
 
 def _shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
@@ -167,10 +238,10 @@ def exit_head(
     def run(x, weight, bias, norm_weight, norm_bias, mask, threshold):
         rows, classes = x.shape[0], weight.shape[0]
         numbers = _shape(jnp.float32, rows)
-        out = (_shape(jnp.int32, rows), numbers, _shape(jnp.bool_, rows), *[numbers] * 4, _shape(jnp.float32, rows, classes if logits else 0))
+        out = (_shape(jnp.int32, rows), *[numbers] * 5, _shape(jnp.float32, rows, classes if logits else 0), _shape(jnp.bool_, rows))
         return _call(op, out, x, weight, bias, norm_weight, norm_bias, mask, threshold, **attributes)
 
-    label, confidence, exits, max_prob, margin, entropy, lse, z = _by_rows(run, (True, False, False, False, False, True, False))(
+    label, confidence, max_prob, margin, entropy, lse, z, exits = _by_rows(run, (True, False, False, False, False, True, False))(
         x, weight, *given, tokens, jnp.asarray(threshold, jnp.float32)
     )
     return ExitHead(label, confidence, exits, RowStats(label, max_prob, margin, entropy, lse), z if logits else None)

@@ -94,6 +94,14 @@ def test_gradients_of_linear_stats():
     assert all(equal(g, getattr(want, n)) for n, g in fj.linear_stats(x, w, b, temperature=1.3)._asdict().items())
 
 
+def test_vmap_of_calls_without_rows_runs_them_in_turn():
+    x, index = arrays((3, 5, 4))[0], np.array([[0, 1], [2, 2], [4, 0]])
+    assert equal(jax.vmap(fj.gather_rows)(x, index), np.stack([a[i] for a, i in zip(x, index, strict=True)]))
+    assert equal(jax.vmap(fj.gather_rows, (None, 0))(x[0], index), x[0][index])
+    last = jax.vmap(lambda a: fj.quantize_rows(a, "bf16").data, 2)(x)
+    assert equal(last.astype("f"), np.moveaxis(x, 2, 0).astype(jnp.bfloat16).astype("f"))
+
+
 def test_wrong_arguments_name_themselves():
     x, w = arrays((2, 8), (3, 8))
     with pytest.raises(TypeError, match=r"exit_head: x must be float32, bfloat16 or float16 .*, got int32 \[2, 8\]"):
@@ -102,6 +110,8 @@ def test_wrong_arguments_name_themselves():
         fj.exit_head(x, w[:, :7], pool="none")
     with pytest.raises(ValueError, match="pool must be one of .* did you mean 'mean'"):
         fj.exit_head(x, w, pool="meen")
+    with pytest.raises(ValueError, match="exit_head has no gradient; linear_stats has one"):
+        jax.grad(lambda x: fj.exit_head(x, w, pool="none").confidence.sum())(x)
     at_run_time = (ValueError, jax.errors.JaxRuntimeError)
     with pytest.raises(at_run_time, match="gather_rows: index must lie in"):
         jax.block_until_ready(fj.gather_rows(x, np.array([2])))

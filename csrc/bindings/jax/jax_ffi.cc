@@ -1,60 +1,22 @@
 // The ops as XLA FFI calls: a library of its own, which jax loads (fastee/integrations/jax.py). Buffers go to the C ABI as they are;
 // XLA hands in row-major memory and allocates the results. Shapes are those that the Python side asked for.
+#include "bindings/jax/jax_ffi.h"
+
 #include <algorithm>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-#include "fastee/fastee.h"
-
-namespace ffi = xla::ffi;
+#define THRESHOLD ARG RET
+#define SYNC
+#define SCRATCH
 
 namespace {
 
-DLDataType dtype_of(ffi::DataType t) {
-  switch (t) {
-    case ffi::F32: return {kDLFloat, 32, 1};
-    case ffi::F16: return {kDLFloat, 16, 1};
-    case ffi::BF16: return {kDLBfloat, 16, 1};
-    case ffi::F64: return {kDLFloat, 64, 1};
-    case ffi::PRED: return {kDLBool, 8, 1};
-    case ffi::U8: return {kDLUInt, 8, 1};
-    case ffi::S8: return {kDLInt, 8, 1};
-    case ffi::S32: return {kDLInt, 32, 1};
-    case ffi::S64: return {kDLInt, 64, 1};
-    default: return {kDLUInt, 0, 1};  // the C ABI refuses it by name
-  }
-}
-
-// A DLTensor over an XLA buffer; a buffer of no elements stands for an argument that was not given.
-struct View {
-  explicit View(const ffi::AnyBuffer& b) {
-    const auto dims = b.dimensions();
-    t = {b.untyped_data(), {kDLCPU, 0}, static_cast<int32_t>(dims.size()), dtype_of(b.element_type()), const_cast<int64_t*>(dims.begin()), nullptr, 0};
-    given = dims.size() != 1 || dims[0] != 0;
-  }
-  const DLTensor* get() const { return given ? &t : nullptr; }
-  DLTensor t;
-  bool given;
-};
-
-using Buffer = ffi::AnyBuffer;
-using Out = ffi::Result<ffi::AnyBuffer>;
-
-template <typename T>
-T* data(Out& b) {
-  static int64_t nothing;  // a result of no rows has no memory, but NULL would mean "not wanted"
-  void* memory = b->untyped_data();
-  return static_cast<T*>(memory ? memory : &nothing);
-}
-
-ffi::Error result(fastee_status status) {
-  return status == FASTEE_OK ? ffi::Error::Success() : ffi::Error(status == FASTEE_OUT_OF_MEMORY ? ffi::ErrorCode::kResourceExhausted : ffi::ErrorCode::kInvalidArgument, fastee_last_error());
-}
+ffi::Error result(fastee_status status) { return error_of(status, fastee_last_error()); }
 
 // jax has 32-bit integers unless told otherwise: the C ABI's 64-bit ones pass through memory of the thread.
 struct Ints {
-  explicit Ints(Out& out, std::vector<int64_t>& memory) : out(static_cast<int32_t*>(out->untyped_data())), count(out->element_count()), memory(memory) {
+  explicit Ints(Out& out, std::vector<int64_t>& memory)
+      : out(static_cast<int32_t*>(out->untyped_data())), count(out->element_count()), memory(memory) {
     memory.resize(count + 1);  // never empty, so that its address is never NULL
   }
   ~Ints() { std::copy_n(memory.begin(), count, out); }
@@ -65,22 +27,26 @@ struct Ints {
 };
 thread_local std::vector<int64_t> first_ints, second_ints;
 
-ffi::Error exit_head(Buffer x, Buffer weight, Buffer bias, Buffer norm_weight, Buffer norm_bias, Buffer mask, Buffer threshold, Out label, Out confidence,
-                     Out exits, Out max_prob, Out margin, Out entropy, Out lse, Out logits, int32_t pool, int32_t norm, int32_t measure, float eps,
-                     float temperature) {
+ffi::Error exit_head(Buffer x, Buffer weight, Buffer bias, Buffer norm_weight, Buffer norm_bias, Buffer mask, Out label, Out confidence,
+                     Out max_prob, Out margin, Out entropy, Out lse, Out logits, int32_t pool, int32_t norm, int32_t measure, float eps,
+                     float temperature, Buffer threshold, Out exits) {
   const View vx(x), vw(weight), vb(bias), vnw(norm_weight), vnb(norm_bias), vm(mask);
-  const fastee_head head{static_cast<fastee_pool_kind>(pool), static_cast<fastee_norm_kind>(norm), static_cast<fastee_measure>(measure), eps, temperature,
-                         *static_cast<const float*>(threshold.untyped_data()), vw.get(), vb.get(), vnw.get(), vnb.get(), vm.get(), nullptr};
+  const fastee_head head{static_cast<fastee_pool_kind>(pool), static_cast<fastee_norm_kind>(norm), static_cast<fastee_measure>(measure),
+                         eps, temperature, *static_cast<const float*>(threshold.untyped_data()),
+                         vw.get(), vb.get(), vnw.get(), vnb.get(), vm.get(), nullptr};
   Ints labels(label, first_ints);
-  const fastee_head_out out{{labels.data(), data<float>(max_prob), data<float>(margin), data<float>(entropy), data<float>(lse), nullptr},
-                            data<float>(confidence), data<uint8_t>(exits), logits->element_count() ? data<float>(logits) : nullptr, nullptr, nullptr};
+  const fastee_row_stats_out stats{labels.data(),        data<float>(max_prob), data<float>(margin),
+                                   data<float>(entropy), data<float>(lse),      nullptr};
+  float* z = logits->element_count() ? data<float>(logits) : nullptr;
+  const fastee_head_out out{stats, data<float>(confidence), data<uint8_t>(exits), z, nullptr, nullptr};
   return result(fastee_exit_head(&vx.t, &head, &out, nullptr));
 }
 
 ffi::Error row_stats(Buffer z, Out label, Out max_prob, Out margin, Out entropy, Out lse, float temperature) {
   const View v(z);
   Ints labels(label, first_ints);
-  const fastee_row_stats_out out{labels.data(), data<float>(max_prob), data<float>(margin), data<float>(entropy), data<float>(lse), nullptr};
+  const fastee_row_stats_out out{labels.data(),        data<float>(max_prob), data<float>(margin),
+                                 data<float>(entropy), data<float>(lse),      nullptr};
   return result(fastee_row_stats(&v.t, temperature, &out, nullptr));
 }
 
@@ -126,22 +92,5 @@ ffi::Error dequantize_rows(Buffer q, Buffer scale, Out out, int32_t format, int6
 
 }  // namespace
 
-#define ARG .Arg<Buffer>()
-#define RET .Ret<Buffer>()
-#define VISIBLE extern "C" __attribute__((visibility("default")))
-#define FASTEE_XLA(name, ...) \
-  VISIBLE XLA_FFI_Error* fastee_jax_##name(XLA_FFI_CallFrame* frame) { \
-    static auto* handler = ffi::Ffi::Bind() __VA_ARGS__.To(name).release(); \
-    return handler->Call(frame); \
-  }
-
-FASTEE_XLA(exit_head, ARG ARG ARG ARG ARG ARG ARG RET RET RET RET RET RET RET RET
-           .Attr<int32_t>("pool").Attr<int32_t>("norm").Attr<int32_t>("measure").Attr<float>("eps").Attr<float>("temperature"))
-FASTEE_XLA(row_stats, ARG RET RET RET RET RET .Attr<float>("temperature"))
-FASTEE_XLA(pool, ARG ARG RET .Attr<int32_t>("kind"))
-FASTEE_XLA(compact, ARG RET RET)
-FASTEE_XLA(gather_rows, ARG ARG RET)
-FASTEE_XLA(feature_delta, ARG ARG RET)
-FASTEE_XLA(mean_entropy, ARG ARG RET .Attr<float>("temperature"))
-FASTEE_XLA(quantize_rows, ARG RET RET .Attr<int32_t>("format").Attr<int64_t>("group"))
-FASTEE_XLA(dequantize_rows, ARG ARG RET .Attr<int32_t>("format").Attr<int64_t>("group"))
+#define TARGET(name, binding) FASTEE_JAX_TARGET(name, binding)
+FASTEE_JAX_OPS(TARGET)

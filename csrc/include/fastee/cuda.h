@@ -34,7 +34,7 @@ typedef struct {
 } fastee_cuda_memory;
 
 /* Bytes that suffice for B rows: of sync for every function; of scratch for a head of C classes on D features and, with exit_pack, `groups`
- * scales a row (else 0). pack_planes takes the sync of ceil(values / 2048) rows. */
+ * scales a row (else 0). compact takes the sync of ceil(B / 4096) rows, pack_planes that of ceil(values / 2048). */
 FASTEE_CUDA_API int64_t fastee_cuda_sync_bytes(int64_t rows);
 FASTEE_CUDA_API int64_t fastee_cuda_scratch_bytes(int64_t rows, int64_t features, int64_t classes, int64_t groups);
 
