@@ -44,7 +44,7 @@ sanitize: $(VENV)/.installed ## the C++ tests under ASan + UBSan, then TSan
 
 test-cluster: build ## the cluster under faults: labs (namespaces as root with vde2), 10,000 tasks at 50/s under every fault, 60 s of churn (7 minutes)
 	$(PY) -m pip install --quiet --requirement requirements-ray.txt
-	$(PY) -m pytest tests/cluster tests/netns $(ARGS)
+	$(PY) -m pytest tests/cluster tests/netns tests/integrations/test_ray_serve.py $(ARGS)
 	$(PY) -m benchmarks run faults soak --no-save
 
 test-neon: $(VENV)/.installed ## the C++ tests built for 64-bit ARM, run under qemu-user (apt-get install g++-aarch64-linux-gnu qemu-user)

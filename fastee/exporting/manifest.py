@@ -82,10 +82,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / "exits.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
-def read_manifest(folder: Path, fingerprint: str | None = None, kinds: tuple[str, ...] = tuple(KINDS)) -> Manifest:
+def read_manifest(
+    folder: Path, fingerprint: str | None = None, kinds: tuple[str, ...] = tuple(KINDS), programs: bool = True
+) -> Manifest:
     """Return the checked manifest of an exported folder whose files are all there, complete and of one export.
 
-    `fingerprint`: refuse a folder that was exported from another network (`EarlyExit.fingerprint`). Raises `CheckpointMismatch` with
+    `fingerprint`: refuse a folder that was exported from another network (`EarlyExit.fingerprint`). `programs`: False where the
+    segments' files lie elsewhere; the heads' file must be here all the same. Raises `CheckpointMismatch` with
     the reason, ``FileNotFoundError`` where there is no ``exits.json``.
     """
     path = folder / "exits.json"
@@ -126,7 +129,7 @@ def read_manifest(folder: Path, fingerprint: str | None = None, kinds: tuple[str
         expect(exit_.mask is None or 0 <= exit_.mask < carried, f"exit {i}: mask must be an entry of its carry of {carried}, got {exit_.mask}")
     if fingerprint is not None:
         expect(m.fingerprint == fingerprint, f"exported from the network {m.fingerprint}, expected {fingerprint}: other weights, exits or code")
-    for file in (*(p.file for p in m.segments), m.heads):
+    for file in (*(p.file for p in m.segments if programs), m.heads):
         expect(_NAME.fullmatch(file.name) is not None, f"{file.name!r} is no name of an exported file")
         if not (folder / file.name).is_file():
             raise CheckpointMismatch(f"{folder / file.name}: missing; the export is incomplete")

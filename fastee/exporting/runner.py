@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from fastee import ops
 from fastee.errors import CheckpointMismatch
 from fastee.exporting.manifest import Manifest, Port, read_heads, read_manifest
+from fastee.nn.deadline import check_deadline, make_scheduler, run_deadline
 from fastee.nn.result import End, ExitResult, Parts
+from fastee.scheduling import Profile, QoS, profile
 
 Carry = tuple[Tensor, ...]
 
@@ -24,12 +27,15 @@ class SegmentRunner:
     """The exits of an exported network around segments that something else runs; see `load` and the onnxruntime session.
 
     ``run_segment(i, carry) -> carry`` gives tensors with the batch on dimension 0. `thresholds` and `measure` start as
-    exported; `set_rule` changes them. ``runner(x)`` answers an `ExitResult`, its rows in the order of the input.
+    exported; `set_rule` changes them. ``runner(x)`` answers an `ExitResult`, its rows in the order of the input; under
+    ``deadline=`` seconds rows that would be late leave at the exit they reached, as `EarlyExit`'s do. `profile` is what that is
+    held against; where it is None, the first deadline measures it with its own rows, and counts from behind that.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, run_segment: Callable[[int, Carry], Carry]):
         self.manifest, self.run_segment = manifest, run_segment
         self.exit_names, self.num_exits = tuple(e.name for e in manifest.exits), len(manifest.exits)
+        self.num_segments, self.fingerprint, self.profile = len(manifest.segments), manifest.fingerprint, None
         self._heads = []
         for e, h in zip(manifest.exits, read_heads(folder, manifest), strict=True):
             norm = ops.Norm(e.norm, h.norm_weight, h.norm_bias, e.eps) if e.norm else None
@@ -46,9 +52,21 @@ class SegmentRunner:
                 raise ValueError(f"thresholds: expected {self.num_exits} numbers, one per exit {list(self.exit_names)}, got {values}")
             self.thresholds = values
         self.measure = measure or self.measure
+        self._scheduler = None
         return self
 
-    def exit_step(self, i: int, carry: Carry):
+    @property
+    def profile(self) -> Profile | None:
+        """Measured seconds per segment and batch size; see ``EarlyExit.profile``."""
+        return self._profile
+
+    @profile.setter
+    def profile(self, value: Profile | None) -> None:
+        if value is not None:
+            value.check(self)
+        self._profile, self._scheduler = value, None
+
+    def exit_step(self, i: int, carry: Carry, logits: bool = True):
         """Return the decision of exit `i` on a carry: see ``fastee.ops.exit_step``."""
         e, h, norm = self._heads[i]
         x, pool, mask = carry[0], e.pool, None if e.mask is None else carry[e.mask]
@@ -59,7 +77,7 @@ class SegmentRunner:
             x = ops.exit_head(x, weight, bias, pool, norm, mask=mask, logits=True).logits
             x = torch.relu(x) if e.activation == "relu" else x
             weight, bias, pool, norm, mask = h.last_weight, h.last_bias, "none", None, None
-        return ops.exit_step(x, weight, bias, pool, norm, self.measure, self.thresholds[i], temperature=e.temperature, mask=mask, logits=True)
+        return ops.exit_step(x, weight, bias, pool, norm, self.measure, self.thresholds[i], temperature=e.temperature, mask=mask, logits=logits)
 
     def inputs(self, x: Any) -> Carry:
         """Return what enters segment 0, held against the manifest: a tensor, a tuple, or a dict by name."""
@@ -77,11 +95,30 @@ class SegmentRunner:
             _check(port, value, values[0])
         return values
 
-    def __call__(self, *x: Any, **named: Any) -> ExitResult:
-        """Answer a batch; inputs as the backbone took them, or one tuple or dict of them. An empty batch gives an empty result."""
-        return self._run(self.inputs(named or (x[0] if len(x) == 1 else x)))
-
     @torch.no_grad()
+    def __call__(self, *x: Any, deadline: float | None = None, **named: Any) -> ExitResult:
+        """Answer a batch; inputs as the backbone took them, or one tuple or dict of them. An empty batch gives an empty result.
+
+        `deadline`: seconds from the call; <= 0 is late already and leaves at the first exit.
+        """
+        entry = perf_counter_ns()
+        if deadline is not None:
+            check_deadline(deadline)
+        carry = self.inputs(named or (x[0] if len(x) == 1 else x))
+        total = carry[0].shape[0]
+        if deadline is None or total == 0:
+            return self._run(carry)
+        if self.profile is None:
+            self.profile = profile(self, carry, batch_sizes=tuple(sorted({1, total})), repeats=7, warmup=2)
+            entry = perf_counter_ns()
+        if self._scheduler is None or self._scheduler.max_tasks < total:
+            self._scheduler = make_scheduler(self, QoS(), max(4096, total))
+        try:
+            return run_deadline(self, self._scheduler, carry, total, entry, deadline)
+        except BaseException:
+            self._scheduler = None  # its open tasks would stay for ever
+            raise
+
     def _run(self, carry: Carry) -> ExitResult:
         total = carry[0].shape[0]
         if total == 0:

@@ -18,6 +18,14 @@ _FORCED = 8  # bit of a decision's code, see fastee.scheduling.Decision
 _LAST = (1 << 63) - 1
 
 
+def check_deadline(deadline: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless `deadline` is a number of seconds."""
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+        raise TypeError(f"deadline: expected seconds as a number, got {type(deadline).__name__} {deadline!r}")
+    if deadline != deadline:
+        raise ValueError("deadline: expected seconds, got NaN")
+
+
 def make_scheduler(net, qos: QoS, capacity: int) -> Scheduler:
     """Return a scheduler for this machine alone: every segment is hosted here (node 0 of the profile)."""
     hosts = np.zeros((net.num_segments, len(net.profile.nodes)), dtype=bool)

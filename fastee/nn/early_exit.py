@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastee import ops
 from fastee.errors import did_you_mean
 from fastee.nn import history
-from fastee.nn.deadline import make_scheduler, run_deadline
+from fastee.nn.deadline import check_deadline, make_scheduler, run_deadline
 from fastee.nn.heads import ExitHead
 from fastee.nn.result import End, ExitResult, Parts, Whole
 from fastee.nn.segment import Segment
@@ -290,10 +290,7 @@ class EarlyExit(nn.Module):
         return self._scheduler
 
     def _run_deadline(self, values: tuple[Tensor, ...], rows: int, entry: int, deadline: Any) -> ExitResult:
-        if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
-            raise TypeError(f"deadline: expected seconds as a number, got {type(deadline).__name__} {deadline!r}")
-        if deadline != deadline:
-            raise ValueError("deadline: expected seconds, got NaN")
+        check_deadline(deadline)
         if rows == 0:
             return self._empty(values[0].device)
         with torch.no_grad():

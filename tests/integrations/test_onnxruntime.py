@@ -73,6 +73,20 @@ def test_what_left_runs_no_further(family):
     assert rows == [(0, 12)]
 
 
+def test_late_rows_leave_at_the_exit_they_reached(family):
+    net, x, folder = family
+    session, want = Session(folder), net(x)
+    got = session(x, deadline=1000)
+    assert session.runner.profile.fingerprint == net.fingerprint
+    assert got.exit.tolist() == want.exit.tolist() and got.label.tolist() == want.label.tolist() and not got.forced.any()
+    late = session(x, deadline=-1)
+    assert not late.exit.any() and late.forced.tolist() == (want.exit > 0).tolist()
+    assert session.set_rule(thresholds=[0.0] + [math.inf] * (net.num_exits - 1))(x, deadline=1000).exit.tolist() == [0] * 12
+    for bad, error, text in (("1", TypeError, "expected seconds as a number, got str '1'"), (math.nan, ValueError, "expected seconds, got NaN")):
+        with pytest.raises(error, match=text):
+            session(x, deadline=bad)
+
+
 def test_folders_of_another_network_or_kind_are_refused(family, tmp_path):
     net, _, folder = family
     with pytest.raises(CheckpointMismatch, match="exported from the network"):
