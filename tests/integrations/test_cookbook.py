@@ -27,7 +27,7 @@ def blocks(page):
     return found
 
 
-SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]  # libtorch's headers: 40 s of compiling, and AOTInductor's own
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]  # AOTInductor and libtorch's headers take about 40 s of processor time
 BLOCKS = [(p.stem, i, *block) for p in PAGES for i, block in enumerate(blocks(p))]
 
 
