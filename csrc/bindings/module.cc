@@ -217,6 +217,32 @@ PyObject* call_finish(PyObject* self, PyObject* const* args, Py_ssize_t given, P
   return PyBool_FromLong(bound->core->finish(task, confidence));
 }
 
+// fp32 and strided arrays are converted; the Python face lets only int64 and float arrays through.
+using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+// For arrays of the plain kind; None for any other: the Python face looks at those.
+PyObject* call_decide_rows(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
+  static constexpr const char* kNames[] = {"tasks", "exit", "confidences", "now"};
+  PyObject* a[4] = {};
+  Bound* bound = bound_of(self);
+  int64_t exit, now;
+  if (bound == nullptr || !take_args("decide_batch", kNames, 4, 4, args, given, keywords, a)) return nullptr;
+  if (!py::isinstance<Int64s>(a[0]) || !(py::isinstance<Doubles>(a[2]) || py::isinstance<py::array_t<float>>(a[2]))) Py_RETURN_NONE;
+  try {
+    const auto tasks = py::reinterpret_borrow<Int64s>(a[0]);
+    const auto confidences = py::isinstance<Doubles>(a[2]) ? py::reinterpret_borrow<Doubles>(a[2]) : Doubles(py::reinterpret_borrow<py::object>(a[2]));
+    if (tasks.ndim() != 1 || confidences.ndim() != 1 || tasks.size() != confidences.size()) Py_RETURN_NONE;
+    if (!take_int("decide_batch", "exit", a[1], -1, bound->core->model().exits, &exit) || !take_int64("decide_batch", "now", a[3], &now)) return nullptr;
+    Int64s codes(tasks.size());
+    bound->core->decide_batch(tasks.data(), static_cast<int>(exit), confidences.data(), tasks.size(), now, codes.mutable_data());
+    return codes.release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
+
 PyObject* call_poll(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject* keywords) {
   static constexpr const char* kNames[] = {"now"};
   PyObject* a[1] = {};
@@ -247,6 +273,7 @@ PyMethodDef method(const char* name, const char* doc) {
 PyMethodDef kSchedulerMethods[] = {
     method<call_admit>("admit", "admit(now, deadline=None, segment=0, tenant=0) -> handle, or -1"),
     method<call_decide>("decide", "decide(task, exit, confidence, now, gate, delta, label, pool, max_prob, margin, entropy, lse) -> Decision"),
+    method<call_decide_rows>("_decide_rows", "_decide_rows(tasks, exit, confidences, now) -> codes or None"),
     method<call_poll>("poll", "poll(now) -> (task, Decision) or None"),
     method<call_tick>("tick", "tick(now)"),
     method<call_observe>("observe", "observe(segment, node, batch, duration_ns)"),
@@ -357,10 +384,6 @@ Config config_of(const py::dict& d) {
   c.custom = reinterpret_cast<fastee::sched::PolicyFunction>(d["custom"].cast<uintptr_t>());
   return c;
 }
-
-// fp32 and strided arrays are converted; the Python face lets only int64 and float arrays through.
-using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
-using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 Int64s decide_batch(Bound& self, const Int64s& tasks, int exit, const Doubles& confidences, int64_t now, const py::object& extra) {
   if (tasks.ndim() != 1 || confidences.ndim() != 1 || tasks.size() != confidences.size())

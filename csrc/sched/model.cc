@@ -399,7 +399,7 @@ void Model::arrived(int p, int64_t now) {
   if (m.watched != p || arrived_[p] < m.number) return;
   m.watched = -1;
   m.busy_until = std::max(add_saturated(subtract_saturated(now, delay_ns(p)), m.after), m.last);
-  tell_before(p);
+  before_now_ = kUnknown;
 }
 
 TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {

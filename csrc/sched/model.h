@@ -35,17 +35,19 @@ class Model {
   // What stands before node p beside its queue: this node's earlier sends on that link, or the earlier batches here.
   double delay_at(int s, int p, int64_t now, double rounds) const {
     if (p == me) return rounds > 0 ? rounds * segment_time(s, p, buckets - 1).mean : 0.0;
-    const int64_t free_at = free_at_of(p, now);
-    return free_at > now ? static_cast<double>(subtract_saturated(free_at, now)) : 0.0;
+    return link_wait(p, now);
   }
   // [N] what this node has sent over each link's medium and is not through yet; 0 for this node. Kept for one `now`: a batch asks per row.
   const double* sent_before(int64_t now) {
     if (now != before_now_) {
       before_now_ = now;
-      for (int p = 0; p < nodes; ++p) before_[p] = p == me ? 0.0 : delay_at(0, p, now, 0.0);
+      ++before_version_;
+      for (int p = 0; p < nodes; ++p) before_[p] = p == me ? 0.0 : link_wait(p, now);
     }
     return before_.data();
   }
+  // Between two equal numbers sent_before() has only grown.
+  int64_t before_version() const { return before_version_; }
   // ns until the next answer is at home with quantile z, if the task goes to p now.
   double time_at(int bucket, int s, int p, int64_t now, double rounds, double z) const {
     const size_t i = row(bucket, s) + p;
@@ -99,7 +101,9 @@ class Model {
     m.busy_until = add_saturated(std::max(m.busy_until, now), wire);
     ++sent_[p];
     if (told_) watch(p, wire, now);
-    tell_before(p);
+    before_[p] = link_wait(p, now);
+    for (int q = medium_[p]; shared_ && q < nodes; ++q)
+      if (medium_[q] == medium_[p]) before_[q] = before_[p];
     return wire;
   }
   void unsent(int p, int64_t wire) {
@@ -107,7 +111,7 @@ class Model {
     m.busy_until = subtract_saturated(m.busy_until, wire);
     --sent_[p];
     if (told_) unwatch(p, wire);
-    tell_before(p);
+    before_now_ = kUnknown;
   }
   void arrived(int p, int64_t now);  // the oldest message to p that is under way
 
@@ -150,10 +154,9 @@ class Model {
   int64_t delay_ns(int p) const { return static_cast<int64_t>(config.delay[at(me, p)] * kNs); }
   void watch(int p, int64_t wire, int64_t now);
   void unwatch(int p, int64_t wire);
-  void tell_before(int p) {
-    before_[p] = delay_at(0, p, before_now_, 0.0);
-    for (int q = medium_[p]; shared_ && q < nodes; ++q)
-      if (medium_[q] == medium_[p]) before_[q] = before_[p];
+  double link_wait(int p, int64_t now) const {
+    const int64_t free_at = free_at_of(p, now);
+    return free_at > now ? static_cast<double>(subtract_saturated(free_at, now)) : 0.0;
   }
   void renew_exit(int exit);
   size_t at(int s, int n) const { return static_cast<size_t>(s) * nodes + n; }
@@ -190,7 +193,8 @@ class Model {
   std::vector<double> run_, there_, onward_;   // [NB, S, N]: with prices; of s on p alone, of all from its start there, C(s, n)
   std::vector<double> wait_, wait_sd_;         // [N]
   std::vector<double> before_;                 // [N] sent_before(before_now_)
-  int64_t before_now_ = kInt64Max;
+  static constexpr int64_t kUnknown = kInt64Min;  // no clock's time: of before_now_ where something was taken back
+  int64_t before_now_ = kUnknown, before_version_ = 0;
   std::vector<Spread> turn_;                   // [N] mean segment there, one row: what each task in the queue costs
   std::vector<double> return_;                // [N]
   std::vector<Move> moves_;                   // [S, N] from this node

@@ -30,8 +30,6 @@ std::string policy_names() {
 
 std::unique_ptr<Policy> make_policy(std::string_view name, const Policy::Parts& parts) { return find(name)(parts); }
 
-bool Policy::accepts(int64_t, int exit, const Sample& sample) const { return model_.accepts(exit, sample.confidence); }
-
 Choice Policy::here_or_soonest(const Query& q) const {
   if (fits(q, model_.me)) return {Choice::kRun, model_.me};
   Choice choice;

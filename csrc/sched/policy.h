@@ -31,6 +31,8 @@ struct Choice {
   int64_t until = kNever;   // of kWait
 };
 
+class Judge;
+
 // All methods are called by the Scheduler alone. None may allocate, lock, throw or read a clock once constructed.
 class Policy {
  public:
@@ -45,9 +47,7 @@ class Policy {
 
   virtual bool admits() const { return true; }
   virtual void admitted(int64_t /*slot*/) {}
-  // The exit rule of exit 0..K-1, without side effects: a batch is asked twice. What it learns goes into learn().
-  virtual bool accepts(int64_t slot, int exit, const Sample& sample) const;
-  virtual void learn(int64_t /*slot*/, int /*exit*/, const Sample& /*sample*/, bool /*accepted*/) {}
+  virtual Judge* judge() { return nullptr; }
   // Called where the exit rule did not accept and a segment is left to run. kNothingFits becomes a forced EXIT of the best head
   // reached, or REJECT.
   virtual Choice place(const Query& query) = 0;
@@ -96,6 +96,17 @@ class Policy {
   Tasks& tasks_;
   Room& room_;
   const bool& idle_;
+};
+
+// A policy with an exit rule of its own; the others go by the threshold.
+class Judge : public Policy {
+ public:
+  using Policy::Policy;
+  Judge* judge() final { return this; }
+
+  // The rule of exit 0..K-1, without side effects: a batch is asked twice. What it learns goes into learn().
+  virtual bool accepts(int64_t slot, int exit, const Sample& sample) const = 0;
+  virtual void learn(int64_t /*slot*/, int /*exit*/, const Sample& /*sample*/, bool /*accepted*/) {}
 };
 
 bool known_policy(std::string_view name);

@@ -7,10 +7,10 @@
 namespace fastee::sched {
 namespace {
 
-class Daisy final : public Policy {
+class Daisy final : public Judge {
  public:
   explicit Daisy(const Parts& parts)
-      : Policy(parts), p_(parts.model.config.params), counts_(p_.counts.begin(), p_.counts.end()), in_range_(parts.model.exits + 1, p_.train) {
+      : Judge(parts), p_(parts.model.config.params), counts_(p_.counts.begin(), p_.counts.end()), in_range_(parts.model.exits + 1, p_.train) {
     if (!p_.train) find_range();
   }
 

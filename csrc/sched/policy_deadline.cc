@@ -27,9 +27,13 @@ class Deadline final : public Policy {
     // A better answer is not worth a run during which somebody who waits for any answer at all misses the last moment.
     if (answered && room_.size() > 0 && static_cast<double>(subtract_saturated(room_.soonest(), q.now)) <= m.segment_time(q.segment, m.me, 0).mean)
       return {};
-    look(q);
+    const bool again = look(q);
     const int last = last_place_[q.segment];
-    int best = last >= 0 && in_time(q, last) ? cheapest(q, last, kSwitchGain * end(last), [](int) { return true; }) : cheapest(q);
+    int best = last;
+    if (last < 0 || !in_time(q, last))
+      best = cheapest(q);
+    else if (const double bar = kSwitchGain * end(last); !again || least_end(bar) < bar)
+      best = cheapest(q, last, bar, [](int) { return true; });
     if (best < 0) return answered ? Choice{} : likeliest(q);
     if (!answered && q.slack < kInf && m.nodes > 1) {
       const auto open = [&](int p) { return p == m.me ? m.queue()[p] <= most_rows_ : before_[p] <= kMostMessages * m.wire_ns(q.segment, p); };
@@ -57,15 +61,28 @@ class Deadline final : public Policy {
 
  private:
   // need_ and end_ of every node for such a task without what this node has sent: so they stand until something is learned.
-  void look(const Query& q) {
+  // True where nothing but sends of this very moment has happened since the last look.
+  bool look(const Query& q) {
     Model& m = model_;
     before_ = m.sent_before(q.now);
-    if (q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_ && m.version() == version_) return;
+    const bool again = m.before_version() == before_version_;
+    if (!again) before_version_ = m.before_version(), least_ = kUnknown;
+    if (q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_ && m.version() == version_) return again;
+    least_ = kUnknown;
     segment_ = q.segment, bucket_ = q.bucket, rounds_ = q.rounds, z_ = q.z, version_ = m.version();
     for (int p = 0; p < m.nodes; ++p) {
       need_[p] = until_answer(q, p, q.z);
       end_[p] = m.togo(q.bucket, q.segment)[p] + (m.wait_mean()[p] + earlier(q, p));
     }
+    return false;
+  }
+  // No place ends sooner. Sends only add, so it is asked again only once the last place has come near it.
+  double least_end(double bar) {
+    if (least_ < bar) {
+      least_ = kInf;
+      for (int p = 0; p < model_.nodes; ++p) least_ = std::min(least_, end(p));
+    }
+    return least_;
   }
   // Earlier full batches of the same call.
   double earlier(const Query& q, int p) const {
@@ -111,14 +128,15 @@ class Deadline final : public Policy {
     return choice.kind == Choice::kRun ? choice : wait_for(q, alone(q));
   }
 
+  static constexpr double kUnknown = -kInf;
   static constexpr double kMost = std::numeric_limits<double>::max();
 
   std::vector<int> last_place_;     // [S] the node chosen last for a segment
   const double* before_ = nullptr;  // [N] Model::sent_before at the last look
   std::vector<double> need_, end_;  // [N] of the last look
-  int64_t version_ = -1, most_rows_ = 1;  // most_rows_: of a batch that was seen here
+  int64_t version_ = -1, before_version_ = -1, most_rows_ = 1;  // most_rows_: of a batch that was seen here
   int segment_ = -1, bucket_ = -1;
-  double rounds_ = 0.0, z_ = 0.0;
+  double rounds_ = 0.0, z_ = 0.0, least_ = kUnknown;
 };
 
 }  // namespace

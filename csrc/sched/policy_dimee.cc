@@ -7,9 +7,9 @@ namespace {
 
 enum Pool { kEasy = 0, kModerate = 1, kHard = 2 };
 
-class Dimee final : public Policy {
+class Dimee final : public Judge {
  public:
-  explicit Dimee(const Parts& parts) : Policy(parts), p_(parts.model.config.params), my_tier_(tier_of_node(parts.model.me)) {}
+  explicit Dimee(const Parts& parts) : Judge(parts), p_(parts.model.config.params), my_tier_(tier_of_node(parts.model.me)) {}
 
   // Only at the cut where the sample's tier ends, and only on a tier that this cut belongs to.
   bool accepts(int64_t slot, int exit, const Sample& sample) const override {

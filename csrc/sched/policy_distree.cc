@@ -8,9 +8,9 @@ namespace {
 
 constexpr double kQuantile95 = 1.6448536269514722;
 
-class DistrEE final : public Policy {
+class DistrEE final : public Judge {
  public:
-  using Policy::Policy;
+  using Judge::Judge;
 
   // Delta < delta, and never at the first exit, where there is nothing to compare with.
   bool accepts(int64_t, int exit, const Sample& sample) const override {

@@ -4,9 +4,9 @@
 namespace fastee::sched {
 namespace {
 
-class JeiGate final : public Policy {
+class JeiGate final : public Judge {
  public:
-  using Policy::Policy;
+  using Judge::Judge;
 
   bool accepts(int64_t slot, int exit, const Sample& sample) const override {
     const double g = gate(exit, sample);

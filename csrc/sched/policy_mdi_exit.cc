@@ -20,10 +20,10 @@ int size_class(double bytes) {
   return c;
 }
 
-class MdiExit final : public Policy {
+class MdiExit final : public Judge {
  public:
   explicit MdiExit(const Parts& parts)
-      : Policy(parts),
+      : Judge(parts),
         p_(parts.model.config.params),
         n_(parts.model.nodes),
         me_(parts.model.me),

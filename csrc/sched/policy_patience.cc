@@ -4,9 +4,9 @@
 namespace fastee::sched {
 namespace {
 
-class Patience final : public Policy {
+class Patience final : public Judge {
  public:
-  using Policy::Policy;
+  using Judge::Judge;
 
   bool accepts(int64_t slot, int exit, const Sample& sample) const override {
     return model_.switched_on(exit) && run(slot, sample) >= model_.config.params.patience;

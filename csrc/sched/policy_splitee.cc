@@ -6,10 +6,10 @@
 namespace fastee::sched {
 namespace {
 
-class SplitEE final : public Policy {
+class SplitEE final : public Judge {
  public:
   explicit SplitEE(const Parts& parts)
-      : Policy(parts),
+      : Judge(parts),
         p_(parts.model.config.params),
         arms_(parts.model.exits + 1),
         plays_(arms_, 0),

@@ -15,6 +15,7 @@ Scheduler::Scheduler(const Config& config)
       tasks_(config.max_tasks),
       room_(tasks_),
       policy_(make_policy(config.policy, {model_, tasks_, room_, idle_})),
+      judge_(policy_->judge()),
       per_exit_(config.segments, 0) {}
 
 int64_t Scheduler::clock(int64_t now) {
@@ -88,20 +89,21 @@ void Scheduler::decide_batch(const int64_t* tasks, int exit, const double* confi
   };
   policy_->batch_begins(confidences, rows);
   int64_t staying = rows;
-  if (exit >= 0 && exit < model_.exits)
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t slot = tasks_.find(tasks[i]);
-      staying -= slot >= 0 && accepts(slot, exit, sample(i), now);
-    }
+  const bool asks = exit >= 0 && exit < model_.exits;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t slot = tasks_.find(tasks[i]);
+    if (slot < 0) continue;
+    take_back(tasks_[slot]);  // of all rows before the first is placed, or it would queue behind messages that are not under way
+    staying -= asks && accepts(slot, exit, sample(i), now);
+  }
   const int bucket = model_.bucket_of(staying);
   const double rounds = staying > 0 ? static_cast<double>((staying - 1) / model_.config.batch_sizes.back()) : 0.0;
   for (int64_t i = 0; i < rows; ++i) codes[i] = decide_row(tasks[i], exit, sample(i), now, bucket, rounds).code();
   policy_->batch_ends();
 }
 
-// The user's rule in place of the policy's; an exit that is switched off and a row without a score never ask it.
-bool Scheduler::accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const {
-  if (model_.config.rule == nullptr) return policy_->accepts(slot, exit, sample);
+// An exit that is switched off and a row without a score never ask the user's rule.
+bool Scheduler::user_accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const {
   if (!model_.switched_on(exit) || sample.confidence != sample.confidence) return false;
   Query q = policy_->query_of(slot, now, sample);
   const StatsRecord stats = model_.stats_record(exit, sample);
@@ -118,24 +120,22 @@ Decision Scheduler::decide_row(int64_t task, int exit, const Sample& sample, int
     ++count.stale;
     return {};
   }
+  Task& t = tasks_[slot];
   if (room_.holds(slot)) room_.remove(slot);
-  if (tasks_[slot].sent_to >= 0) {  // asked again: the host could not send it
-    model_.unsent(tasks_[slot].sent_to, tasks_[slot].until);
-    tasks_[slot].sent_to = -1;
-  }
+  take_back(t);
   if (exit < -1 || exit > model_.exits) {
     ++count.invalid;
     exit = -1;
   }
   if (exit >= 0) {
-    tasks_[slot].segment = static_cast<int16_t>(exit + 1);
-    tasks_[slot].best = std::max(tasks_[slot].best, static_cast<int16_t>(exit));
+    t.segment = static_cast<int16_t>(exit + 1);
+    t.best = std::max(t.best, static_cast<int16_t>(exit));
   }
   Query query = policy_->query_of(slot, now, sample);
   if (query.segment > model_.exits) return end(slot, query.slack, false, &sample);
   if (exit >= 0) {
     const bool accepted = accepts(slot, exit, sample, now);
-    policy_->learn(slot, exit, sample, accepted);
+    if (judge_ != nullptr) judge_->learn(slot, exit, sample, accepted);
     model_.learn_exit(exit, accepted);
     if (accepted) return end(slot, query.slack, false, &sample);
   }

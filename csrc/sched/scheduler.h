@@ -70,9 +70,20 @@ class Scheduler {
 
  private:
   int64_t clock(int64_t now);
-  Decision decide_row(int64_t task, int exit, const Sample& sample, int64_t now, int bucket, double rounds);
-  bool accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const;
-  Decision act(int64_t slot, const Choice& choice, double slack, int64_t now);
+  // Inlined by force: what two calls keep on the stack costs a row of a batch 3.5 of 25 ns.
+  [[gnu::always_inline]] inline Decision decide_row(int64_t task, int exit, const Sample& sample, int64_t now, int bucket, double rounds);
+  bool accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const {
+    if (model_.config.rule != nullptr) return user_accepts(slot, exit, sample, now);  // in place of the policy's
+    return judge_ != nullptr ? judge_->accepts(slot, exit, sample) : model_.accepts(exit, sample.confidence);
+  }
+  bool user_accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const;
+  // An OFFLOAD that is asked about again: the host could not send it.
+  void take_back(Task& task) {
+    if (task.sent_to < 0) return;
+    model_.unsent(task.sent_to, task.until);
+    task.sent_to = -1;
+  }
+  [[gnu::always_inline]] inline Decision act(int64_t slot, const Choice& choice, double slack, int64_t now);
   Decision end(int64_t slot, double slack, bool forced, const Sample* sample);
 
   Model model_;
@@ -80,6 +91,7 @@ class Scheduler {
   Room room_;
   bool idle_ = false;
   std::unique_ptr<Policy> policy_;
+  Judge* const judge_;  // null: by the threshold, without a virtual call twice a row
   std::vector<int64_t> per_exit_;
   int64_t now_ = kInt64Min;
   int64_t next_rebuild_ = kInt64Min;

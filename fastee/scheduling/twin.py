@@ -514,14 +514,23 @@ class Core:
         rows = samples or [{**NOTHING, "confidence": u} for u in confidences]
         self.policy.batch_begins(confidences)
         staying = len(rows)
-        if 0 <= exit < self.K:
-            staying -= sum(slot >= 0 and self.accepts(slot, exit, x, now) for slot, x in zip(map(self.find, tasks), rows, strict=True))
+        for slot, x in zip(map(self.find, tasks), rows, strict=True):
+            if slot >= 0:
+                self.take_back(slot)
+                staying -= 0 <= exit < self.K and self.accepts(slot, exit, x, now)
         sizes = self.c["batch_sizes"]
         bucket = next((b for b, size in enumerate(sizes) if size >= staying), len(sizes) - 1)
         rounds = (staying - 1) // sizes[-1] if staying > 0 else 0  # full batches that run before the last one
         codes = [self.decide_row(t, exit, x, now, bucket, float(rounds)) for t, x in zip(tasks, rows, strict=True)]
         self.policy.batch_ends()
         return codes
+
+    def take_back(self, slot: int) -> None:
+        """An OFFLOAD that is asked about again: the host could not send it."""
+        t = self.tasks[slot]
+        if t.sent:
+            self.unsent(*t.sent)
+            t.sent = None
 
     def decide_row(self, task: int, exit: int, sample: dict, now: int, bucket: int, rounds: float) -> int:
         count, slot = self.counters, self.find(task)
@@ -531,9 +540,7 @@ class Core:
         if slot in self.room.until:
             self.room.remove(slot)
         t = self.tasks[slot]
-        if t.sent:  # asked again: the host could not send it
-            self.unsent(*t.sent)
-            t.sent = None
+        self.take_back(slot)
         if exit >= 0:
             t.segment, t.best = exit + 1, max(t.best, exit)
         q = self.query_of(slot, now, sample)

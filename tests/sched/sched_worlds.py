@@ -27,13 +27,14 @@ def local_profile(segments: int = 3, seconds: float = 1e-3, **changes) -> Profil
     return Profile(**{**fields, **changes})
 
 
-def random_profile(rng: np.random.Generator) -> Profile:
+def random_profile(rng: np.random.Generator, alike: bool = False) -> Profile:
+    """`alike`: nodes and links of nearly one speed, so that what was sent last decides where to go, and one batch size, 64."""
     s, n, nc = rng.integers(1, 7), rng.integers(1, 6), rng.integers(1, 4)
-    sizes = sorted(set(rng.integers(1, 40, rng.integers(1, 4)).tolist()))
-    speed = 10.0 ** rng.uniform(-1, 1, (1, n, 1))
+    sizes = [64] if alike else sorted(set(rng.integers(1, 40, rng.integers(1, 4)).tolist()))
+    speed = 10.0 ** rng.uniform(-1, 1, (1, n, 1)) if not alike else rng.uniform(0.9, 1.1, (1, n, 1))
     mean = 10.0 ** rng.uniform(-4.5, -2.5, (s, 1, 1)) * speed * np.linspace(1, 4, len(sizes))
     mean[rng.random(mean.shape) < 0.03] = 0.0
-    bandwidth = 10.0 ** rng.uniform(5, 9, (n, n)) * (rng.random((n, n)) < 0.85)
+    bandwidth = 10.0 ** (rng.uniform(7, 7.1, (n, n)) if alike else rng.uniform(5, 9, (n, n))) * (rng.random((n, n)) < 0.85)
     return Profile(
         nodes=[f"n{i}" for i in range(n)], batch_sizes=sizes, mean=mean, spread=mean * rng.uniform(0, 0.5, mean.shape),
         codecs=[f"c{i}" for i in range(nc)], wire_bytes=10.0 ** rng.uniform(1, 5.5, (s, nc)), codec_seconds=rng.uniform(0, 1e-3, (s, nc)),
@@ -68,11 +69,11 @@ def random_params(policy: str, rng: np.random.Generator, nodes: int, exits: int)
     return {}
 
 
-def random_arguments(rng: np.random.Generator, policy: str | None = None) -> dict:
+def random_arguments(rng: np.random.Generator, policy: str | None = None, alike: bool = False) -> dict:
     policy = policy or str(rng.choice(["deadline", "threshold"]))
-    prof = random_profile(rng)
+    prof = random_profile(rng, alike)
     while policy == "dimee" and prof.num_exits < 2:
-        prof = random_profile(rng)
+        prof = random_profile(rng, alike)
     s, n = prof.num_segments, len(prof.nodes)
     some = lambda: rng.uniform(0, 2, n) * (rng.random(n) < 0.7)
     cost_weight = float(rng.choice([0.0, 0.5, 10.0]))
@@ -103,7 +104,8 @@ def play(sched: Scheduler, rng: np.random.Generator, events: int) -> list:
     sample = lambda: {"gate": score(), "delta": float(rng.choice([0.1, 0.5, math.inf, math.nan])), "label": int(rng.integers(-1, 3)), "pool": int(rng.integers(-1, 4)),
                       "max_prob": score(), "margin": score(), "entropy": score(), "lse": score()}  # fmt: skip
     for _ in range(events):
-        now += int(rng.integers(0, 2_000_000)) if rng.random() < 0.95 else -int(rng.integers(0, 5_000_000))
+        if rng.random() < 0.7:  # else at the same moment as the event before
+            now += int(rng.integers(0, 2_000_000)) if rng.random() < 0.95 else -int(rng.integers(0, 5_000_000))
         kind = rng.random()
         if kind < 0.25:
             deadline = None if rng.random() < 0.7 else now + int(rng.integers(-1_000_000, 50_000_000))

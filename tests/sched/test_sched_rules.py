@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sched_worlds import local_profile, play, random_arguments, small_profile
 
-from fastee.scheduling import Action, Decision, QoS, Scheduler
+from fastee.scheduling import POLICIES, Action, Decision, QoS, Scheduler
 
 MS = 1_000_000
 common = settings(deadline=None, max_examples=30, derandomize=True)
@@ -302,6 +302,53 @@ def test_own_sends_fill_the_link(native):
     assert 0 < sent < 40 and actions == [Action.OFFLOAD] * sent + [Action.CONTINUE] * (40 - sent)
     later = sched.decide(sched.admit(10**10), 0, 0.1, 10**10)  # the link is free again; hysteresis keeps small differences
     assert later.action == Action.OFFLOAD
+
+
+def test_a_batch_takes_back_all_that_could_not_be_sent_before_it_decides(native):
+    """The first row has 30 ms for a way of 22; asked again it would queue behind twenty messages of 1.6 ms that never left."""
+    sched = make(native, small_profile(mean=[[[1.0, 2.0], [4e-4, 8e-4]]] * 3), policy="threshold")
+    tasks = [sched.admit(0, 30 * MS), *(sched.admit(0) for _ in range(20))]
+    first = sched.decide_batch(tasks, 0, [0.1] * 21, 0).tolist()
+    assert {Decision.from_code(c).action for c in first} == {Action.OFFLOAD}
+    assert sched.decide_batch(tasks, 0, [0.1] * 21, 0).tolist() == first
+
+
+@pytest.mark.filterwarnings("ignore:.*daisy")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_batch_in_one_bucket_equals_the_twin_asked_row_by_row(native, policy):
+    """With one batch size above the number of rows nothing is left of a batch but its rows, links and learning included."""
+    kinds = set()
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        arguments = random_arguments(rng, policy, alike=True)
+        arguments["max_tasks"], now = 64, 0
+        if policy == "daisy":
+            arguments["params"]["batch_mode"] = "per_sample"
+        many, one = Scheduler(**arguments, native=native), Scheduler(**arguments, native=False)
+        exit = 0
+        for _ in range(12):
+            now += int(rng.integers(0, 2)) * 10 * MS  # a moment may see several batches and arrivals
+            rows = int(rng.integers(1, 16))
+            if rng.random() < 0.3:
+                exit = int(rng.integers(-1, many.profile.num_exits + 1))
+            deadline = None if rng.random() < 0.5 else now + 80 * MS
+            tasks, same = ([s.admit(now, deadline) for _ in range(rows)] for s in (many, one))
+            assert tasks == same
+            scores, labels = rng.random(rows), rng.integers(-1, 2, rows)
+            codes = many.decide_batch(np.array(tasks), exit, scores, now, {"label": labels}).tolist()
+            assert codes == [one.decide(t, exit, float(u), now, label=int(x)).code for t, u, x in zip(tasks, scores, labels, strict=True)], seed
+            kinds |= {Decision.from_code(c).action for c in codes}
+            gone = [t for t, c in zip(tasks, codes, strict=True) if Decision.from_code(c).action == Action.OFFLOAD and rng.random() < 0.7]
+            peer, queue, what = int(rng.integers(len(many.profile.nodes))), int(rng.integers(0, 3)), rng.random()
+            for s in (many, one):
+                for task in gone:
+                    s.finish(task)
+                if what < 0.4:
+                    s.observe_link(s.node, peer, 100, 20 * MS, now)  # so short that only its arrival counts
+                elif what < 0.5:
+                    s.observe_queue(peer, queue)
+        assert many.snapshot() == one.snapshot(), seed
+    assert {Action.EXIT, Action.CONTINUE, Action.REJECT} < kinds, "a comparison in which little happens proves little"
 
 
 def tiers(native, **more):

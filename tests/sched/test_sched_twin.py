@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sched_worlds import play, random_arguments
 
-from fastee.scheduling import POLICIES, Scheduler
+from fastee.scheduling import POLICIES, Decision, Profile, QoS, Scheduler
 from fastee.scheduling import scheduler as face
 
 pytestmark = [pytest.mark.skipif(face._C is None, reason="fastee._C is not built"), pytest.mark.filterwarnings("ignore:.*daisy")]
@@ -52,3 +52,41 @@ def test_twin_equals_core_in_a_thousand_worlds(policy):
 def test_twin_equals_core_where_the_tables_follow_step_by_step(monkeypatch):
     monkeypatch.setattr(face, "_EAGER_LIMIT", 0)
     assert EVERYBODY - {"refused_full"} <= worlds("deadline", range(100), 150)
+
+
+def test_twin_equals_core_where_only_what_is_under_way_decides():
+    """Three peers alike and a slow node: every choice rests on what was sent, taken back or told as arrived at the same moment."""
+    shape, n = (3, 4, 1), 4
+    mean = np.full(shape, 1e-3)
+    mean[:, 0] = 1.0
+    prof = Profile(nodes=list("abcd"), batch_sizes=(8,), mean=mean, spread=np.zeros(shape), codecs=("raw",), wire_bytes=[[20_000], [5_000], [40_000]],
+                   codec_seconds=np.zeros((3, 1)), bandwidth=np.full((n, n), 20e6), delay=np.full((n, n), 5e-3))  # fmt: skip
+    rng = np.random.default_rng(0)
+    core, twin = (Scheduler(prof, QoS(deadline=None), thresholds=[0.9, 0.9], native=native) for native in (True, False))
+    tasks, now, nodes = [], 0, set()
+    for step in range(3000):
+        now += int(rng.choice([0, 0, 1_000_000, 20_000_000]))
+        what, exit, peer = rng.random(), int(rng.integers(-1, 2)), int(rng.integers(1, n))
+        picked = [tasks[i] for i in rng.integers(0, len(tasks), int(rng.integers(1, 9)))] if tasks else []
+        for sched in (core, twin):
+            if what < 0.3 or not tasks:
+                new = [sched.admit(now) for _ in range(4)]
+                answer = new + sched.decide_batch(new, exit, np.full(4, 0.1), now).tolist()
+            elif what < 0.6:
+                answer = sched.decide_batch(picked, exit, np.full(len(picked), 0.1), now).tolist()
+            elif what < 0.7:
+                answer = [sched.decide(t, exit, 0.1, now).code for t in picked]
+            elif what < 0.8:
+                answer = sched.set_node_up(peer, what < 0.77)
+            elif what < 0.9:
+                answer = sched.observe_link(0, peer, 1, 5_000_000, now)  # so short that only its arrival counts
+            else:
+                answer = [sched.finish(t) for t in picked]
+            if sched is core:
+                expected = answer
+        assert answer == expected, step
+        tasks = (tasks + answer[:4])[-40:] if what < 0.3 or not tasks else tasks
+        if 0.3 <= what < 0.7:
+            nodes |= {Decision.from_code(c).node for c in answer}
+    assert nodes >= {1, 2, 3}
+    assert core.snapshot() == twin.snapshot()

@@ -42,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       return add_saturated(s.now() == kInt64Min ? 0 : s.now(), in.next<uint16_t>());
     };
     const auto deadline = [&] { return in.next<uint8_t>() % 2 != 0 ? in.next<int64_t>() : Scheduler::kDefaultDeadline; };
-    switch (in.next<uint8_t>() % 9) {
+    switch (in.next<uint8_t>() % 10) {
       case 0: {
         const int64_t now = time(), until = deadline();
         known[in.next<uint8_t>() % 4] = s.admit(now, until, in.next<int8_t>(), in.next<int8_t>() % 2);
@@ -62,6 +62,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         for (int i = 0; s.poll(now, &polled, &decision); ++i)
           if (i > 64) std::abort();  // a pass ends
         s.tick(now);
+        break;
+      }
+      case 9: {  // the same handle twice and strangers among them
+        int64_t tasks[6], codes[6];
+        double scores[6];
+        for (int i = 0; i < 6; ++i) tasks[i] = task(), scores[i] = in.next<double>();
+        s.decide_batch(tasks, in.next<int8_t>() % 5, scores, in.next<uint8_t>() % 7, time(), codes);
         break;
       }
     }
