@@ -277,6 +277,7 @@ def _trace_export(backbone: nn.Module, inputs: Inputs, exits: tuple[str, ...], a
     out = next(n for n in graph.nodes if n.op == "output")
     nodes, _ = pytree.tree_flatten(out.args[0])
     out.args = (nodes[slot],)
+    graph.set_codegen(fx.graph.CodeGen())  # export's own puts the whole answer together again, and logits may be but a part of it
 
     constants = {}
     for node in graph.nodes:
