@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # name -> module that defines it; a module name alone means the module itself
 _PUBLIC = {
-    "attach": "fastee.nn",
+    "attach": "fastee.integrations.attach",
     "load": "fastee.nn",
     "EarlyExit": "fastee.nn",
     "ExitHead": "fastee.nn",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +13,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 try:
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import (
+        CONFIG_MAPPING,
+        MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        PreTrainedModel,
+        TrainerCallback,
+    )
     from transformers.utils import ModelOutput
-except ImportError:
-    raise ImportError("fastee.integrations.transformers needs transformers: pip install 'fastee[huggingface]'") from None
+except ImportError as e:
+    raise ImportError(f"fastee.integrations.transformers needs transformers: pip install 'fastee[huggingface]' ({e})") from e
 
-import fastee
+from fastee import nn as networks
+from fastee.errors import did_you_mean
 from fastee.nn import EarlyExit
 
+CLASSIFIERS = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING)
 SHORTEST = 8  # tokens: shorter texts are padded to this
 
 
@@ -62,8 +73,10 @@ class ExitModel(nn.Module):
         key = tuple((n, tuple(v.shape[1:])) for n, v in inputs.items())
         if key not in self._nets:
             example = {n: v[:1].repeat_interleave(2, 0) for n, v in inputs.items()}
-            mask = "attention_mask" if "attention_mask" in inputs and self.options["pool"] == "mean_tokens" else None
-            net = fastee.attach(self.backbone, self.names, example=example, mask=mask, **self.options)
+            options = dict(self.options)
+            if options["mask"] is None and "attention_mask" in inputs and "mean_tokens" in options["pool"]:
+                options["mask"] = "attention_mask"
+            net = networks.attach(self.backbone, self.names, example=example, **options)
             if self.net is not None:
                 net.heads = self.net.heads
             self._nets[key] = net
@@ -111,16 +124,27 @@ class ExitModel(nn.Module):
 
 
 def attach(
-    model: PreTrainedModel, exits: str | list[int] = "auto:2", example: dict[str, Tensor] | None = None, *, pool: str = "auto", head: str = "linear"
-) -> ExitModel:  # fmt: skip
+    model: PreTrainedModel,
+    exits: str | list[int] | list[str] = "auto:2",
+    num_classes: int | None = None,
+    example: Tensor | dict[str, Tensor] | None = None,
+    *,
+    pool: str | list[str] = "auto",
+    norm: str | None = "batch",
+    mask: str | None = None,
+    head: str = "linear",
+) -> ExitModel:
     """Return the model with untrained exit heads behind some of its layers; all exits are off until a rule is set.
+
+    ``fastee.attach`` calls this for every model of Hugging Face, and for its families and folders by name.
 
     Args:
         model: a sequence, image or audio classifier of Hugging Face. Its weights are shared and stay as they are.
-        exits: layers counted from 0, or ``"auto:N"``: N layers at even distances.
-        example: the model's inputs by name; needed for audio, whose length is free (later calls keep to it), else made up.
+        exits: layers counted from 0, names of submodules, or ``"auto:N"``: N layers at even distances.
+        num_classes: C; None takes it from the model's answer.
+        example: the model's inputs by name, or its main one; needed for audio, whose length is free (later calls keep to it), else made up.
         pool: as in ``fastee.attach``; ``mean_tokens`` heeds the attention mask. Auto: the first token, for audio the mean of all.
-        head: as in ``fastee.attach``.
+        norm, mask, head: as in ``fastee.attach``.
 
     Raises ``TypeError``/``ValueError`` for wrong arguments and `fastee.errors.CannotCut` where the model cannot be cut.
 
@@ -135,11 +159,51 @@ def attach(
         raise TypeError(f"model: expected a transformers.PreTrainedModel, got {type(model).__name__}")
     if model.main_input_name == "input_values" and pool == "auto":
         pool = "mean_tokens"
-    return ExitModel(model, layer_names(model, exits), _example(model) if example is None else dict(example), {"pool": pool, "head": head})
+    example = _example(model) if example is None else {model.main_input_name: example} if isinstance(example, Tensor) else dict(example)
+    options = {"num_classes": num_classes, "pool": pool, "norm": norm, "mask": mask, "head": head}
+    return ExitModel(model, layer_names(model, exits), example, options)
 
 
-def layer_names(model: nn.Module, exits: str | list[int]) -> list[str]:
-    """Return the names of the layers that `exits` means: the longest ``ModuleList`` of one class is the stack."""
+def make(name: str, num_classes: int | None = None, **shape: Any) -> PreTrainedModel:
+    """Return the classifier that `name` says, in eval mode: a folder's or the local cache's checkpoint, or a family with random weights.
+
+    Args:
+        name: a folder with ``config.json`` and weights, a family (``"bert"``, ``"wav2vec2"``), or a checkpoint in Hugging Face's local cache.
+        num_classes: ``num_labels`` of the configuration; None leaves it. A checkpoint without a classifier gets a random one.
+        shape: fields of the configuration, instead of the family's or the checkpoint's.
+
+    Nothing is downloaded. Raises ``ValueError`` for a name that would need it, a family without classifiers and unknown fields.
+
+    >>> from fastee.integrations.transformers import make
+    >>> make("distilbert", num_classes=3, vocab_size=99, dim=16, n_layers=2, n_heads=2, hidden_dim=16).num_labels
+    3
+    """
+    if num_classes is not None:
+        shape["num_labels"] = num_classes
+    family = name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file()
+    try:
+        config = CONFIG_MAPPING[name]() if family else AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError) as e:
+        near = did_you_mean(name, CONFIG_MAPPING) if name.isidentifier() else ""  # what has a dash or a slash is a checkpoint's name
+        raise ValueError(
+            f"backbone: expected a module, a folder with config.json and weights, or a family of Hugging Face, got {name!r}{near}; "
+            f"nothing is downloaded: pass the model itself, such as AutoModelForSequenceClassification.from_pretrained({name!r})"
+        ) from e
+    for field in shape:
+        if not hasattr(config, field):
+            raise ValueError(f"{field}: not a field of {type(config).__name__}{did_you_mean(field, config.to_dict())}")
+    found = next((known[type(config)] for known in CLASSIFIERS if type(config) in known), None)
+    if found is None:
+        raise ValueError(f"backbone: transformers has no classifier of the family {config.model_type!r}, got {name!r}")
+    kinds = found if isinstance(found, tuple) else (found,)  # DeiT has two: with and without its teacher's token
+    kind = next((k for k in kinds if k.__name__ in (config.architectures or ())), kinds[0])
+    return (kind(type(config)(**shape)) if family else kind.from_pretrained(name, local_files_only=True, **shape)).eval()
+
+
+def layer_names(model: nn.Module, exits: str | list[int] | list[str]) -> list[str]:
+    """Return the names of the layers that `exits` means: the longest ``ModuleList`` of one class is the stack; names stay as they are."""
+    if isinstance(exits, (list, tuple)) and exits and all(isinstance(e, str) for e in exits):
+        return list(exits)
     stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1 and "conv" not in n]
     if not stacks:
         raise ValueError(f"model: {type(model).__name__} has no stack of layers")
@@ -158,7 +222,7 @@ def layer_names(model: nn.Module, exits: str | list[int]) -> list[str]:
 
 def _example(model: PreTrainedModel) -> dict[str, Tensor]:
     c = model.config
-    if model.main_input_name == "pixel_values":
+    if model.main_input_name == "pixel_values" and hasattr(c, "image_size"):
         size = c.image_size if isinstance(c.image_size, (tuple, list)) else (c.image_size, c.image_size)
         return {"pixel_values": torch.randn(1, c.num_channels, *size, generator=torch.Generator().manual_seed(0))}
     if model.main_input_name == "input_ids":

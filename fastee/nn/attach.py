@@ -26,27 +26,15 @@ def attach(
     mask: str | None = None,
     head: str = "linear",
 ) -> EarlyExit:
-    """Return the backbone with untrained exit heads behind the named submodules; all exits are off until a rule is set.
-
-    Args:
-        backbone: any module that answers logits [B, C] (or an object with ``.logits``). Its weights are shared; its weights, mode,
-            hooks and answer stay as they are.
-        exits: names of submodules (as in ``named_modules()``) in the order in which the backbone runs them, or ``"auto:N"`` for N
-            places at even cost with narrow carries.
-        num_classes: C; None takes it from the backbone's answer.
-        example: a tensor, or a tuple or dict of the model's inputs, batch on dimension 0; at least one row.
-        pool: per exit or for all: ``auto`` ([B,D] none, [B,T,D] cls, [B,D,*spatial] mean), or one of mean, mean_tokens, cls, last, none.
-        norm: ``batch``, ``layer``, ``rms`` or None, between pool and linear.
-        mask: name of the input [B, T] that is non-zero at real tokens, for ``pool="mean_tokens"``; it travels with every carry.
-        head: kind of every head, see `fastee.ExitHead`; ``"shared"``: linear heads with one common weight and bias (all exits equally wide), norms apart.
+    """Return the module with untrained exit heads: what `fastee.attach`, whose arguments these are, does once it holds a module and its example.
 
     Raises ``ValueError`` for unknown, repeated or wrongly ordered exits and ``CannotCut`` where the backbone cannot be cut.
 
-    >>> import fastee, torch
-    >>> body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10))
-    >>> net = fastee.attach(body, exits=["1"], num_classes=10, example=torch.zeros(1, 3, 8, 8))
-    >>> net.eval()(torch.zeros(4, 3, 8, 8)).exit.tolist()
-    [1, 1, 1, 1]
+    >>> import torch
+    >>> from fastee.nn import attach
+    >>> net = attach(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)), exits=["1"], example=torch.zeros(1, 4))
+    >>> net.eval()(torch.zeros(2, 4)).exit.tolist()
+    [1, 1]
     """
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone: expected an nn.Module, got {type(backbone).__name__}")

@@ -7,7 +7,7 @@ import fastee
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'fastee[huggingface]'")
 
-from fastee.integrations.transformers import HeadsCallback, attach, layer_names  # noqa: E402
+from fastee.integrations.transformers import ExitModel, HeadsCallback, attach, layer_names  # noqa: E402
 
 TINY = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, num_labels=3)
 TEXT = dict(vocab_size=100, max_position_embeddings=36, pad_token_id=1)
@@ -45,7 +45,7 @@ def family(request):
     model = make(request.param)
     torch.manual_seed(1)
     x = inputs(request.param)
-    return request.param, model, attach(model, exits=[0], example=x), x
+    return request.param, model, fastee.attach(model, exits=[0], example=x), x
 
 
 def test_exits_off_is_the_model_and_rows_leave_alone(family):
@@ -65,6 +65,63 @@ def test_exits_off_is_the_model_and_rows_leave_alone(family):
         assert torch.allclose(alone, out.logits, atol=1e-5)
     finally:
         net.set_rule(thresholds=[float("inf")])
+
+
+def test_a_familys_name_makes_its_classifier(family):
+    name, model, _, x = family
+    torch.manual_seed(0)
+    shape = {k: v for k, v in FAMILIES[name][2].items() if k != "num_labels"}
+    named = fastee.attach(name, exits=[0], num_classes=3, example=x, **shape)
+    assert isinstance(named, ExitModel) and type(named.backbone) is type(model)
+    with torch.no_grad():
+        assert torch.equal(named(**x).logits, model(**x).logits)  # the same seed drew the same weights
+
+
+def test_a_folder_gives_its_checkpoint_and_its_class(tmp_path):
+    model = make("bert")
+    model.save_pretrained(tmp_path / "bert")
+    x = inputs("bert")
+    with torch.no_grad():
+        assert torch.equal(fastee.attach(str(tmp_path / "bert"), exits=[0])(**x).logits, model(**x).logits)
+        half = fastee.attach(str(tmp_path / "bert"), "auto:1", num_hidden_layers=2)
+    assert half.names == ["bert.encoder.layer.0"] and torch.equal(half.backbone.classifier.weight, model.classifier.weight)
+    shape = transformers.DeiTConfig(**FAMILIES["deit"][2])
+    transformers.DeiTForImageClassificationWithTeacher(shape).save_pretrained(tmp_path / "deit")
+    assert type(fastee.attach(str(tmp_path / "deit"), exits=[0]).backbone) is transformers.DeiTForImageClassificationWithTeacher
+
+
+def test_plain_attach_takes_names_of_submodules_and_texts_of_any_length():
+    model = make("bert")
+    net = fastee.attach(model, ["bert.encoder.layer.0"], 3, norm=None, pool="mean_tokens")
+    assert net.heads[0].norm is None and net.heads[0].pool == "mean_tokens"
+    net.net.set_rule(thresholds=[0.0])
+    with torch.no_grad():
+        for tokens in (3, 12):
+            ids = torch.randint(5, 99, (4, tokens))
+            hidden = model.bert(input_ids=ids, output_hidden_states=True).hidden_states[1]
+            assert torch.allclose(net(input_ids=ids).logits, net.heads[0](hidden), atol=1e-5), "the padding is masked out of the mean"
+
+
+def test_audio_takes_its_example_as_a_tensor():
+    assert fastee.attach(make("hubert"), [0], example=torch.randn(1, 800)).net.inputs.names == ("input_values",)
+
+
+def test_wrong_names_say_what_to_pass_and_ask_no_network(monkeypatch):
+    asked = []
+    monkeypatch.setattr("socket.socket.connect", lambda self, address: asked.append(address))
+    with pytest.raises(ValueError, match=r"got 'google/nothing-here'; nothing is downloaded: pass the model itself, such as .*from_pretrained\('google/nothing-here'\)"):
+        fastee.attach("google/nothing-here", [0])
+    with pytest.raises(ValueError, match="a family of Hugging Face, got 'rorberta', did you mean 'roberta'"):
+        fastee.attach("rorberta", [0])
+    assert asked == []
+    with pytest.raises(ValueError, match="hiden_size: not a field of BertConfig, did you mean 'hidden_size'"):
+        fastee.attach("bert", [0], hiden_size=32)
+    with pytest.raises(ValueError, match="no classifier of the family 'encodec'"):
+        fastee.attach("encodec", [0])
+    with pytest.raises(ValueError, match="num_classes: the backbone answers 3 classes, got 4"):
+        fastee.attach(make("bert"), [0], num_classes=4)
+    with pytest.raises(TypeError, match="hidden_size: not an argument of attach but of a named model, got a BertFor"):
+        fastee.attach(make("bert"), [0], hidden_size=32)
 
 
 @pytest.fixture(scope="module")
