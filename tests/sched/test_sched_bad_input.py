@@ -19,6 +19,17 @@ def raises(error, message):
     return pytest.raises(error, match="^" + re.escape(message) + "$")
 
 
+@pytest.mark.parametrize("exit", [-1, 0, 1])
+def test_an_empty_cluster_gives_the_best_head_reached_or_a_refusal(native, exit):
+    """Nobody is left, this node included: a sample that has an answer leaves with it, one without is refused."""
+    with raises(ValueError, "Profile: nodes must be 1..1024 different names, got []"):
+        local_profile(nodes=())
+    sched = Scheduler(small_profile(), QoS(deadline=1.0), thresholds=[0.9, 0.9], native=native)
+    for node in (0, 1):
+        sched.set_node_up(node, False)
+    assert sched.decide(sched.admit(0), exit, 0.1, 0).action.name == ("EXIT" if exit >= 0 else "REJECT")
+
+
 CALLS = [
     ("decide", ("x", 0, 0.5, 0), TypeError, "decide: task must be an int, got str"),
     ("decide", (0, 1.0, 0.5, 0), TypeError, "decide: exit must be an int, got float"),
