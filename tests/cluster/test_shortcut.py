@@ -136,19 +136,21 @@ def test_credit_comes_back_to_a_node_that_sent(net):
         peer.connect(node_peer(1), 1, "127.0.0.1", served.ends.ports)
         served.ends.node.connect(node_peer(0), 0, "127.0.0.1", ports)
         table, payload = codecs.pack((rows(1),))
-        credits, sent, stop = [], False, time.monotonic() + 10
+        credits, sent, up, stop = [], False, set(), time.monotonic() + 10
         with torch.inference_mode():
             while not credits and time.monotonic() < stop:
                 for item in served.ends.node.receive(0.002, shortcut=served.node.shortcut if served.node.idle else None):
                     if isinstance(item, Arrival) and item.frame.kind is Kind.TASK:
                         served.node.post("task", item.frame, 0)
+                    elif getattr(item, "up", False) and item.peer == node_peer(0):
+                        up.add("back")
                 served.node.step(longest=0)
                 items = peer.receive(0.002)
                 credits += [i.frame for i in items if isinstance(i, Arrival) and i.frame.kind is Kind.CREDIT]
-                if not sent and any(getattr(i, "up", False) for i in items):
-                    time.sleep(0.2)  # the way back must be up, too
+                up |= {"there" for i in items if getattr(i, "up", False)}
+                if not sent and len(up) == 2:
                     sent = peer.put(node_peer(1), 1, Frame(Kind.TASK, task=7, origin=9, hops=1, codec=0, tensors=table, payload=payload))
-        assert [c.task for c in credits] == [7] and credits[0].hops == 1
+        assert [c.task for c in credits] == [7] and credits[0].hops == 1, (sent, up, [(o.frame.kind, o.target) for o in served.sent])
     finally:
         peer.close()
         served.close()
