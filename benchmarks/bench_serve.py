@@ -219,7 +219,7 @@ def cases(ctx: Context) -> Iterator[Group]:
         yield group("70 % of capacity", case(calm, calm.answered, late, say="ratio: not answered in time; "), "ratio <= 0.01", p99)
         full = arrivals(port, told, seconds, 2 * capacity, 2)
         late = share(len(full.answered) - full.in_time, len(full.answered))
-        yield group("twice the capacity", case(full, full.answered, late, say="ratio: of those answered, late; "))
+        yield group("twice the capacity", case(full, full.answered, late, say="ratio: of those answered, late; "), "ratio <= 0.01", p99)
         text = "ratio: neither answered nor refused with Retry-After; "
         yield group("twice the capacity, the refusals", case(full, full.refused, full.broken + calm.broken, say=text), "ratio <= 0")
         blind = arrivals(port, silent, seconds / 2, 2 * capacity, 3)

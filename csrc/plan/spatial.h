@@ -78,41 +78,39 @@ class SpatialModel {
   double layer_seconds(int provider, int layer, int rows) const { return times_[provider * stride_ + offset_[layer] + rows]; }
 
   Part part(int provider, int begin, int end, Rows out) const;
+  // Call f(s, seconds) for everyone else who owns some of rows `in` under the cuts `before`: how long they are on their way.
+  template <typename F>
+  void for_senders(int provider, int begin, Rows in, const int* before, F f) const {
+    const double bytes = row_bytes(begin);
+    const double* pace = pace_.data() + provider * providers_;
+    int s = provider;
+    while (s > 0 && before[s] > in.lo) --s;
+    while (before[s + 1] <= in.lo) ++s;
+    for (; s < providers_ && before[s] < in.hi; ++s) {
+      const int rows = (in.hi < before[s + 1] ? in.hi : before[s + 1]) - (in.lo > before[s] ? in.lo : before[s]);
+      if (s != provider && rows > 0) f(s, bytes * rows * pace[s]);
+    }
+  }
   // When a provider has rows `in` of what the volume from `begin` on reads: from the requester (`before` null), else from those that own
   // them under the cuts `before` and finished the volume before at `finish`; `from`: whom it waits for. Contention is not looked at.
   double ready(int provider, int begin, Rows in, const int* before, const double* finish, int* from = nullptr) const {
     if (from != nullptr) *from = provider;
     if (in.empty()) return finish[provider];
-    const double bytes = row_bytes(begin);
-    if (before == nullptr) return links_.latency + bytes * (in.hi - in.lo) * scatter_pace_[provider];
-    const double* pace = pace_.data() + provider * providers_;
+    if (before == nullptr) return links_.latency + row_bytes(begin) * (in.hi - in.lo) * scatter_pace_[provider];
     double at = finish[provider];
-    int s = provider;
-    while (s > 0 && before[s] > in.lo) --s;
-    while (before[s + 1] <= in.lo) ++s;
-    for (; s < providers_ && before[s] < in.hi; ++s) {
-      const int rows = (in.hi < before[s + 1] ? in.hi : before[s + 1]) - (in.lo > before[s] ? in.lo : before[s]);
-      if (s == provider || rows <= 0) continue;
-      const double arrives = finish[s] + bytes * rows * pace[s];
-      if (!(arrives > at)) continue;
+    for_senders(provider, begin, in, before, [&](int s, double seconds) {
+      const double arrives = finish[s] + seconds;
+      if (!(arrives > at)) return;
       at = arrives;
       if (from != nullptr) *from = s;
-    }
+    });
     return at;
   }
   // The way back: `at`, the longest way from when a provider has its rows to the end, lifts that of everyone who sends it some of them.
   void ready_ahead(int provider, int begin, Rows in, const int* before, double at, double* ahead) const {
-    const double bytes = row_bytes(begin);
-    const double* pace = pace_.data() + provider * providers_;
-    int s = provider;
-    while (s > 0 && before[s] > in.lo) --s;
-    while (before[s + 1] <= in.lo) ++s;
-    for (; s < providers_ && before[s] < in.hi; ++s) {
-      const int rows = (in.hi < before[s + 1] ? in.hi : before[s + 1]) - (in.lo > before[s] ? in.lo : before[s]);
-      if (s == provider || rows <= 0) continue;
-      const double longer = at + bytes * rows * pace[s];
-      if (longer > ahead[s]) ahead[s] = longer;
-    }
+    for_senders(provider, begin, in, before, [&](int s, double seconds) {
+      if (at + seconds > ahead[s]) ahead[s] = at + seconds;
+    });
   }
   // Seconds until the last rows of a provider are at the root.
   double gather_seconds(int provider, int rows) const {

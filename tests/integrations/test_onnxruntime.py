@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
-import small_nets
 import torch
+from exported import FAMILIES, exported
 from torch import nn
 
 import fastee
@@ -21,24 +21,10 @@ from onnx.backend.test.runner import Runner  # noqa: E402
 
 from fastee.integrations.onnxruntime import Session  # noqa: E402
 
-TOKENS = {"input_ids": torch.arange(12 * 9).view(12, 9) % 50, "attention_mask": (torch.arange(9) < torch.arange(12)[:, None] % 7 + 3).long()}
-FAMILIES = {
-    "residual": (small_nets.ResNet, ["layer1", "layer2"], lambda: torch.randn(12, 3, 16, 16), {}),
-    "transformer": (small_nets.ViT, ["blocks.1"], lambda: torch.randn(12, 3, 16, 16), {}),
-    "encoder": (small_nets.Encoder, ["layers.0"], lambda: TOKENS, {"pool": "mean_tokens", "mask": "attention_mask"}),
-}
-
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    torch.manual_seed(0)
-    make, exits, example, options = FAMILIES[request.param]
-    x = example()
-    net = fastee.attach(make(), exits=exits, example=x, **options).eval()
-    with torch.no_grad():
-        u = net.exit_step(0, net.run_segment(0, net.inputs.flat(x))).confidence.sort().values
-    net.set_rule(thresholds=[float(u[5:7].mean()), *[math.inf] * (net.num_exits - 1)])
-    return net, x, fastee.export(net, tmp_path_factory.mktemp("onnx") / "net", format="onnx")
+    return exported(request.param, tmp_path_factory.mktemp("onnx"))
 
 
 def feed(x):

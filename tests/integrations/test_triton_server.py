@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-import small_nets
 import torch
+from exported import exported
 
 import fastee
 from fastee.errors import CannotExport, CheckpointMismatch
@@ -20,25 +20,12 @@ for module, package in (("onnxruntime", "fastee[onnx]"), ("onnxscript", "fastee[
 
 import triton_stub  # noqa: E402
 
-LENGTHS = torch.arange(12)[:, None] % 7 + 3
-TOKENS = {"input_ids": torch.arange(12 * 9).view(12, 9) % 50, "attention_mask": (torch.arange(9) < LENGTHS).long()}
-FAMILIES = {
-    "residual": (small_nets.ResNet, ["layer1", "layer2"], lambda: torch.randn(12, 3, 16, 16), {}),
-    "encoder": (small_nets.Encoder, ["layers.0"], lambda: TOKENS, {"pool": "mean_tokens", "mask": "attention_mask"}),
-}
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["residual", "encoder"])
 def written(request, tmp_path_factory):
-    torch.manual_seed(0)
-    make, exits, example, options = FAMILIES[request.param]
-    x = example()
-    net = fastee.attach(make(), exits=exits, example=x, **options).eval()
-    with torch.no_grad():
-        u = net.exit_step(0, net.run_segment(0, net.inputs.flat(x))).confidence.sort().values
-    net.set_rule(thresholds=[float(u[5:7].mean()), *[math.inf] * (net.num_exits - 1)])
     folder = tmp_path_factory.mktemp("triton")
-    return net, x, write_repository(fastee.export(net, folder / "net", format="onnx"), folder / "models", "mine"), folder / "net"
+    net, x, files = exported(request.param, folder)
+    return net, x, write_repository(files, folder / "models", "mine"), files
 
 
 @pytest.fixture
