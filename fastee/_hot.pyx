@@ -7,7 +7,7 @@ that fills a DLTensor on the stack. An older torch is read through ``data_ptr()`
 cimport cython
 from cpython.buffer cimport PyBUF_ND
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer, PyCapsule_IsValid
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -163,6 +163,43 @@ if os.environ.get("FASTEE_CPU_ISA") and fastee_select_isa(os.environ["FASTEE_CPU
 
 if os.environ.get("FASTEE_NUM_THREADS") and os.environ["FASTEE_NUM_THREADS"] != str(fastee_get_num_threads()):
     raise ValueError(f"FASTEE_NUM_THREADS must be a number from 1 to 1024, got {os.environ['FASTEE_NUM_THREADS']!r}")
+
+cdef extern from *:
+    """
+    static PyObject* fastee_native_first(PyObject* native, PyObject* checked, PyObject* const* args, size_t n, PyObject* names) {
+      PyObject* result = PyObject_Vectorcall(native, args, n, names);
+      if (result && result != Py_None) return result;
+      if (result) Py_DECREF(result);
+      else if (PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_Clear();  /* names or numbers of arguments that do not fit */
+      else return NULL;
+      return PyObject_Vectorcall(checked, args, n, names);
+    }
+    static void fastee_call_by_vector(PyObject* o, void* call) {  /* a class with a __call__ of its own does not inherit this */
+      Py_TYPE(o)->tp_vectorcall_offset = (char*) call - (char*) o;
+      Py_TYPE(o)->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
+    }
+    """
+    ctypedef object (*Call "vectorcallfunc")(object, PyObject* const*, size_t, PyObject*)
+    object fastee_native_first(object, object, PyObject* const*, size_t, PyObject*)
+    void fastee_call_by_vector(object, void*)
+
+
+cdef object native_first(object call, PyObject* const* args, size_t n, PyObject* names):
+    return fastee_native_first((<NativeFirst> call).native, (<NativeFirst> call).checked, args, n, names)
+
+
+cdef class NativeFirst:
+    """Call `native`; where that gives None or does not take such arguments, call `checked` with the same ones.
+
+    A class made from this one may have a ``__call__`` in Python, which Dynamo traces: the interpreter goes past it.
+    """
+    cdef Call call
+    cdef object native, checked
+
+    def __cinit__(self, native, checked):
+        self.call, self.native, self.checked = native_first, native, checked
+        fastee_call_by_vector(self, &self.call)
+
 
 cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
@@ -654,18 +691,33 @@ cdef class PackResult(HeadResult):
 
 def exit_pack(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, format, group):
     """Run one exit and pack who stays into one buffer; None when the C ABI refuses the arguments."""
-    return exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, True, (format, group))
+    return head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, True, (format, group))
 
 
-def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step, tuple packing=None, make=None):
+# The ops' own signatures: what fastee.ops calls first.
+@cython.binding(False)
+def direct_exit_head(x, weight, bias=None, pool="mean", norm=None, measure="max_prob", threshold=0.9, *, temperature=1.0, mask=None, logits=False, backend=None):
+    return head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, False) if backend is None and mask is None else None
+
+
+@cython.binding(False)
+def direct_exit_step(x, weight, bias=None, pool="mean", norm=None, measure="max_prob", threshold=0.9, *, temperature=1.0, mask=None, logits=False, backend=None):
+    return head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, True) if backend is None and mask is None else None
+
+
+def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step, make=None):
     """Run one exit; None when the C ABI refuses the arguments (the caller then checks them and says why).
 
     With `make`, which gives the caller's kind of array for a tensor, x, weight, bias and mask may be whatever has DLPack.
     """
+    return head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits, step, None, make)
+
+
+cdef object head(x, weight, bias, pool, norm, measure, threshold, temperature, mask, bint logits, bint step, tuple packing=None, make=None):
     cdef Rows kept
     cdef int64_t capacity, offset = 0, nbytes = 0
     cdef View vx, vw, vb, vnw, vnb, vm, vs
-    cdef fastee_head head
+    cdef fastee_head args
     cdef fastee_head_out out
     cdef int64_t work, elements = 1
     cdef int at
@@ -688,26 +740,26 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
     if not readable(x, make) or not readable(weight, make):
         return None  # fakes, functional wrappers and DTensors hold no memory of their own
     try:
-        head.weight_scale = view_or_null(scale, &vs)
-        head.pool = 0 if pool is "mean" else _POOLS[pool]  # literals are one object: the usual words need no look-up
-        head.measure = 0 if measure is "max_prob" else _MEASURES[measure]
+        args.weight_scale = view_or_null(scale, &vs)
+        args.pool = 0 if pool is "mean" else _POOLS[pool]  # literals are one object: the usual words need no look-up
+        args.measure = 0 if measure is "max_prob" else _MEASURES[measure]
         view(x, &vx)
         view(weight, &vw)
-        head.bias = view_or_null(bias, &vb)
-        head.mask = view_or_null(mask, &vm)
-        head.norm, head.norm_weight, head.norm_bias, head.norm_eps = 0, NULL, NULL, 0.0
+        args.bias = view_or_null(bias, &vb)
+        args.mask = view_or_null(mask, &vm)
+        args.norm, args.norm_weight, args.norm_bias, args.norm_eps = 0, NULL, NULL, 0.0
         if norm is not None:
-            head.norm = _NORMS[norm.kind]
-            head.norm_weight = view_or_null(norm.weight, &vnw)
-            head.norm_bias = view_or_null(norm.bias, &vnb)
-            head.norm_eps = norm.eps
-        head.threshold = threshold
-        head.temperature = temperature
+            args.norm = _NORMS[norm.kind]
+            args.norm_weight = view_or_null(norm.weight, &vnw)
+            args.norm_bias = view_or_null(norm.bias, &vnb)
+            args.norm_eps = norm.eps
+        args.threshold = threshold
+        args.temperature = temperature
     except Exception:
         return None
     if vx.t.ndim < 2 or vw.t.ndim != 2:
         return None
-    head.weight = &vw.t
+    args.weight = &vw.t
     rows = vx.t.shape[0]
     r = HeadResult.__new__(HeadResult) if packing is None else PackResult.__new__(PackResult)
     r.rows, r.classes, r.make = rows, vw.t.shape[0], make
@@ -742,9 +794,9 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         kept.memory = allocate(capacity)
         if rows * (kept.row + vw.t.shape[0] * vw.t.shape[1]) > 50000:
             with nogil:
-                status = fastee_exit_pack(&vx.t, &head, kept.code, kept.chunk, &out, kept.memory, capacity, &offset, &nbytes, NULL)
+                status = fastee_exit_pack(&vx.t, &args, kept.code, kept.chunk, &out, kept.memory, capacity, &offset, &nbytes, NULL)
         else:
-            status = fastee_exit_pack(&vx.t, &head, kept.code, kept.chunk, &out, kept.memory, capacity, &offset, &nbytes, NULL)
+            status = fastee_exit_pack(&vx.t, &args, kept.code, kept.chunk, &out, kept.memory, capacity, &offset, &nbytes, NULL)
         if status != 0:
             return None
         kept.size[0], kept.at_scale, kept.at_data = count, offset, offset + 4 * kept.groups() * count
@@ -756,9 +808,9 @@ def exit_head(x, weight, bias, pool, norm, measure, threshold, temperature, mask
         elements *= vx.t.shape[at]
     if work + elements > 200000:
         with nogil:
-            status = fastee_exit_head(&vx.t, &head, &out, NULL)
+            status = fastee_exit_head(&vx.t, &args, &out, NULL)
     else:
-        status = fastee_exit_head(&vx.t, &head, &out, NULL)
+        status = fastee_exit_head(&vx.t, &args, &out, NULL)
     if status != 0:
         return None
     r.kept = count

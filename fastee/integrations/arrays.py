@@ -118,7 +118,7 @@ def _lift_head(op: Callable, step: bool) -> Callable:
             weight = weight._result  # quantised rows
         if backend is None and mask is None:
             make = _numpy if type(x) is np.ndarray else _back(x)
-            result = _native_head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, step, None, make)
+            result = _native_head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, step, make)
             if result is not None:
                 return result
         return lifted(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits, backend=backend)

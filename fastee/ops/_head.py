@@ -118,7 +118,7 @@ def make_op(name: str, step: bool, doc: str) -> tuple[dispatch.Op, Callable]:
 
     returns = ", ".join(["Tensor"] * (10 if step else 8))
     _library.define(f"{name}(Tensor x, Tensor weight, Tensor? bias, {RULE}) -> ({returns})", flat, fake)
-    packet, native_head = getattr(torch.ops.fastee, name), dispatch.direct("exit_head")
+    packet = getattr(torch.ops.fastee, name)
 
     def head(
         x: Tensor,
@@ -134,21 +134,13 @@ def make_op(name: str, step: bool, doc: str) -> tuple[dispatch.Op, Callable]:
         logits: bool = False,
         backend: str | None = None,
     ) -> ExitHeadResult | ExitStepResult:
-        if backend is None and mask is None:
-            result = native_head(x, weight, bias, pool, norm, measure, threshold, temperature, None, logits, step)
-            if result is not None:
-                return result
-        return traced(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits, backend=backend)
-
-    def traced(x, weight, bias=None, pool="mean", norm=None, measure="max_prob", threshold=0.9, *, temperature=1.0, mask=None, logits=False, backend=None):
         args, options = check(x, weight, bias, pool, norm, measure, threshold, temperature=temperature, mask=mask, logits=logits)
         return through_torch(packet, step, *args) if is_compiling() else dispatch.choose(op, args, options, backend).run(*args)
 
-    head._torchdynamo_inline = traced  # Dynamo goes there (torch.jit.script's own way): asking here whether it traces would cost every call 70 ns
     head.__name__ = head.__qualname__ = name
     head.__module__, head.__doc__ = f"fastee.ops.{name}", doc
     head.__annotations__["return"] = "ExitStepResult" if step else "ExitHeadResult"
-    return op, head
+    return op, dispatch.native_first(name, head)
 
 
 def through_torch(packet: Callable, step: bool, x, weight, bias, pool, norm, measure, threshold, temperature, mask, logits):

@@ -1,5 +1,10 @@
+import copy
+import inspect
+import pickle
+import pydoc
 import subprocess
 import sys
+import typing
 
 import pytest
 import torch
@@ -80,3 +85,36 @@ def test_the_environment_chooses_a_backend_for_every_op():
     if cuda.missing() is None:
         pytest.skip("a CUDA device is there: the backend declines the tensor instead")
     assert "compact: FASTEE_BACKEND='cuda' cannot run: " + str(cuda.missing()) in run(code, FASTEE_BACKEND="cuda").stderr
+
+
+@pytest.mark.skipif(native.hot is None, reason="native parts are not built")
+@pytest.mark.parametrize("name", ["exit_head", "exit_step"])
+def test_the_native_function_has_the_signature_of_the_public_one(name):
+    op, direct = getattr(fastee.ops, name), getattr(native.hot, f"direct_{name}")
+    x, w = torch.randn(3, 4, 2, 2), torch.randn(2, 4)
+    defaults = {n: p.default for n, p in inspect.signature(op).parameters.items() if p.default is not p.empty}
+    positional = [v for n, v in defaults.items() if inspect.signature(op).parameters[n].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    results = [direct(x, w), direct(x=x, weight=w, **defaults), direct(x, w, *positional), op(x, w)]
+    assert all(type(r) is type(results[0]) and torch.equal(r.confidence, results[0].confidence) and torch.equal(r.exits, results[0].exits) for r in results)
+    with pytest.raises(TypeError):
+        direct(x, w, *positional, 2.0)  # temperature goes by its name
+    assert direct(x, w, backend="cpu") is None and direct(x, w[:, :3]) is None  # handed back, to be chosen and explained
+
+
+@pytest.mark.parametrize("name", ["exit_head", "exit_step"])
+def test_an_op_whose_calls_start_in_c_is_a_function_to_everybody_else(name):
+    op = getattr(fastee.ops, name)
+    assert pickle.loads(pickle.dumps(op)) is op is copy.deepcopy(op)
+    assert inspect.isroutine(op) and inspect.getdoc(op).startswith("Run") and "def head(" in inspect.getsource(op)
+    assert pydoc.plaintext.document(op).startswith(f"{name}(x: 'Tensor', weight: 'Tensor | QuantizedRows', bias: 'Tensor | None' = None, pool")
+    assert set(typing.get_type_hints(op)) == {*inspect.signature(op).parameters, "return"}
+    with pytest.raises(TypeError, match=rf"{name}\(\) missing 1 required positional argument: 'weight'"):
+        op(torch.ones(1, 2))
+    with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'wait'"):
+        op(torch.ones(1, 2), torch.ones(1, 2), wait=0)
+
+    class Head:
+        run = op
+
+    with pytest.raises(TypeError, match="x must be"):
+        Head().run(torch.ones(1, 2))  # bound, as a function would be: the object is x

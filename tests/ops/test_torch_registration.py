@@ -56,6 +56,13 @@ def test_compiled_with_another_batch_size():
         assert torch.equal(compiled(x[:rows]), ops.exit_head(x[:rows], w, b).confidence)
 
 
+@pytest.mark.parametrize("name", ["exit_head", "exit_step"])
+def test_the_op_itself_compiles_in_one_graph(name):
+    torch._dynamo.reset()
+    op = getattr(ops, name)
+    assert torch.equal(torch.compile(op, fullgraph=True)(x, w, b, threshold=0.5).confidence, op(x, w, b, threshold=0.5).confidence)
+
+
 def test_exports():
     class Head(torch.nn.Module):
         def forward(self, x):
