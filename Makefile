@@ -53,7 +53,7 @@ test-neon: $(VENV)/.installed ## the C++ tests built for 64-bit ARM, run under q
 SECONDS ?= 30
 RUNS ?= -1
 FUZZCXX := $(firstword $(foreach c,clang++ clang++-20 clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14,$(shell command -v $(c))))
-FUZZ = mkdir -p build-fuzz/corpus/$$0 && build-fuzz/fuzz_$$0 -max_total_time=$(SECONDS) -runs=$(RUNS) -timeout=10 -max_len=1024 \
+FUZZ = mkdir -p build-fuzz/corpus/$$0 && ASAN_OPTIONS=quarantine_size_mb=8 build-fuzz/fuzz_$$0 -max_total_time=$(SECONDS) -runs=$(RUNS) -timeout=10 -max_len=1024 \
 	-print_final_stats=1 -artifact_prefix=build-fuzz/ build-fuzz/corpus/$$0 >build-fuzz/$$0.log 2>&1; rc=$$?; \
 	grep -E "number_of_executed_units|ERROR|SUMMARY" build-fuzz/$$0.log | sed "s/^/fuzz $$0: /"; exit $$rc
 fuzz: $(VENV)/.installed ## every libFuzzer target, two at a time: SECONDS=30 each, or e.g. SECONDS=0 RUNS=5000000 (apt-get install clang-14 libclang-rt-14-dev)

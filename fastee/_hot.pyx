@@ -207,6 +207,8 @@ cdef object INT64 = torch.int64
 cdef object FLOAT32 = torch.float32
 cdef object BOOL = torch.bool
 cdef object UINT8 = torch.uint8
+cdef object BFLOAT16 = torch.bfloat16
+cdef object FLOAT16 = torch.float16
 
 cdef dict _CODES = {
     torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.int8: (0, 8),
@@ -949,19 +951,82 @@ def dequantize_rows(data, scale, str format, int64_t group, out):
     check(status)
 
 
+# The packed bytes of a contiguous tensor as uint8 [n]; None with a status when the C ABI refuses it.
+cdef object packed_planes(object h, fastee_status* status):
+    cdef View v
+    cdef int64_t capacity, nbytes = 0, count = 1
+    cdef int i
+    view(h, &v)
+    for i in range(v.t.ndim):
+        count *= v.t.shape[i]
+    capacity = fastee_pack_planes_bound(count, v.t.dtype.bits // 8)
+    cdef char* m = allocate(capacity)
+    try:
+        if count > 10000:
+            with nogil:
+                status[0] = fastee_pack_planes(&v.t, m, capacity, &nbytes, NULL)
+        else:
+            status[0] = fastee_pack_planes(&v.t, m, capacity, &nbytes, NULL)
+        return None if status[0] else tensor_at(m, 0, nbytes, UINT8)
+    finally:
+        fastee_shared_drop(m)
+
+
+# Values [first, stop) of packed bytes (stop < 0: to the end), in `shape` where they are all of them; None with a status when the C ABI refuses
+# the bytes, None with status 0 when shape and range do not fit them.
+cdef object unpacked_planes(object data, object shape, int64_t first, int64_t stop, fastee_status* status):
+    cdef View v
+    cdef DLTensor out
+    cdef int64_t size[MAX_DIMS]
+    cdef int64_t total = 0, count = 1
+    cdef int i
+    view(data, &v)
+    status[0] = 0
+    if not is_kind(&v.t, 1, 8) or v.t.ndim != 1 or (v.t.shape[0] > 1 and v.t.strides != NULL and v.t.strides[0] != 1):
+        return None
+    cdef const char* packed = <const char*> v.t.data + v.t.byte_offset
+    memset(&out, 0, sizeof(out))
+    status[0] = fastee_planes_info(packed, v.t.shape[0], &out.dtype, &total)
+    if status[0]:
+        return None
+    if stop < 0:
+        stop = total
+    if shape is not None:
+        if len(shape) > MAX_DIMS:
+            return None
+        for i, n in enumerate(shape):
+            size[i] = n
+            if size[i] < 0 or size[i] > 0 and count > total // size[i]:
+                return None
+            count *= size[i]
+        if count != total:
+            return None
+    if not 0 <= first <= stop <= total:
+        return None
+    out.ndim, out.shape, out.device.device_type, count = len(shape) if shape is not None else 1, size, 1, stop - first
+    if shape is None or count != total:
+        out.ndim, size[0] = 1, count
+    cdef char* m = allocate(count * (out.dtype.bits // 8))
+    out.data = m
+    try:
+        if count > 20000:
+            with nogil:
+                status[0] = fastee_unpack_planes(packed, v.t.shape[0], first, &out, NULL)
+        else:
+            status[0] = fastee_unpack_planes(packed, v.t.shape[0], first, &out, NULL)
+        if status[0]:
+            return None
+        return shaped_tensor(m, 0, out.ndim, size, FLOAT32 if out.dtype.bits == 32 else BFLOAT16 if out.dtype.code == 4 else FLOAT16)
+    finally:
+        fastee_shared_drop(m)
+
+
 def pack_planes(h):
     """Return the packed bytes of a contiguous tensor as uint8 [n]."""
-    cdef View v, vo
-    cdef int64_t capacity, nbytes = 0, count = h.numel()
-    cdef fastee_status status
-    view(h, &v)
-    capacity = fastee_pack_planes_bound(count, v.t.dtype.bits // 8)
-    out = torch.empty(capacity, dtype=torch.uint8)
-    view(out, &vo)
-    with nogil:
-        status = fastee_pack_planes(&v.t, vo.t.data, capacity, &nbytes, NULL)
+    cdef fastee_status status = 0
+    data = packed_planes(h, &status)
     check(status)
-    return out[:nbytes]
+    return data
 
 
 def planes_info(data):
@@ -974,14 +1039,12 @@ def planes_info(data):
     return dtype.bits, dtype.code == 4, count
 
 
-def unpack_planes(data, int64_t first, out):
-    cdef View v, vo
-    cdef fastee_status status
-    view(data, &v)
-    view(out, &vo)
-    with nogil:
-        status = fastee_unpack_planes(<char*> v.t.data + v.t.byte_offset, v.t.shape[0], first, &vo.t, NULL)
+def unpack_planes(data, int64_t first, int64_t stop):
+    """Return values [first, stop) of packed bytes (uint8 [n], contiguous), flat; they lie among those that the bytes hold."""
+    cdef fastee_status status = 0
+    out = unpacked_planes(data, None, first, stop, &status)
     check(status)
+    return out
 
 
 # The direct forms: arguments as the user gave them, a result or None (the op then checks, chooses a backend, and says why).
@@ -1031,6 +1094,31 @@ def direct_compact(mask):
         return tensor_at(m, 0, vm.t.shape[0], INT64), count
     finally:
         fastee_shared_drop(m)
+
+
+def direct_pack_planes(h):
+    cdef fastee_status status = 0
+    if not plain(h):
+        return None
+    try:
+        return packed_planes(h, &status)
+    except Exception:
+        return None
+
+
+def direct_unpack_planes(data, shape, start, stop):
+    cdef fastee_status status = 0
+    cdef int64_t last = -1
+    if not plain(data) or type(start) is not int or not (shape is None or type(shape) is tuple):
+        return None
+    try:
+        if stop is not None:
+            last = stop if type(stop) is int else -1
+            if last < 0:
+                return None
+        return unpacked_planes(data, shape, start, last, &status)
+    except Exception:
+        return None
 
 
 # What the C ABI takes for Rows that lie in `memory`.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastee import dispatch, native, reference
 
@@ -43,7 +43,7 @@ def _check_unpack(p, start=0, stop=None):
         raise ValueError(f"unpack_planes: data must be on cpu or a CUDA device, got {data.device}")
     data = data.contiguous()
     kind, total = _info(data)
-    if shape is not None and math.prod(shape) != total:
+    if shape is not None and (math.prod(shape) != total or min(shape, default=0) < 0):
         raise ValueError(f"unpack_planes: p.shape must hold the {total} packed values, got {list(shape)}")
     for name, value in (("start", start), ("stop", stop)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
@@ -77,9 +77,8 @@ def _begin(data) -> np.ndarray:
 
 
 def _run_unpack(data, dtype, shape, first, count):
-    out = torch.empty(count if shape is None else shape, dtype=dtype)
-    native.hot.unpack_planes(data, first, out)
-    return out
+    flat = native.hot.unpack_planes(data, first, first + count)
+    return flat if shape is None else flat.view(shape)
 
 
 def _reference_unpack(data, dtype, shape, first, count):
@@ -163,6 +162,10 @@ _library.define(
 )
 
 
+_direct_pack = dispatch.direct("direct_pack_planes")
+_direct_unpack = dispatch.direct("direct_unpack_planes")
+
+
 def pack_planes(h: Tensor, *, backend: str | None = None) -> PackedPlanes:
     """Pack a float tensor without loss: sign and mantissa as they are, exponents as 3-bit codes per block of 2,048 values.
 
@@ -177,6 +180,10 @@ def pack_planes(h: Tensor, *, backend: str | None = None) -> PackedPlanes:
     >>> p.nbytes < 0.75 * h.nbytes, torch.equal(fastee.ops.unpack_planes(p), h)
     (True, True)
     """
+    if backend is None and not is_dynamo_compiling():
+        data = _direct_pack(h)
+        if data is not None:
+            return PackedPlanes(data, tuple(h.shape))
     args, options = _check_pack(h)
     if is_compiling():
         return PackedPlanes(torch.ops.fastee.pack_planes(h), tuple(h.shape))
@@ -195,5 +202,10 @@ def unpack_planes(p: PackedPlanes | Tensor, start: int = 0, stop: int | None = N
     >>> fastee.ops.unpack_planes(p, 4096, 4099).tolist()
     [4096.0, 4097.0, 4098.0]
     """
+    if backend is None and not is_dynamo_compiling():
+        data, shape = p if isinstance(p, PackedPlanes) else (p, None)
+        result = _direct_unpack(data, shape, start, stop)
+        if result is not None:
+            return result
     args, options = _check_unpack(p, start, stop)
     return dispatch.choose(_unpack, args, options, backend).run(*args)

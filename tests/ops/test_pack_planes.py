@@ -61,6 +61,28 @@ def test_shapes_ranges_and_strides(way):
     assert ops.unpack_planes(ops.pack_planes(torch.tensor(1.5), backend=way), backend=way).shape == ()
 
 
+def test_the_short_way_answers_as_the_checked_one():
+    x = activations(6 * 700, torch.bfloat16)
+    p = ops.pack_planes(x.view(2, 3, 700))
+    gap = torch.stack([p.data, p.data], 1)[:, 0]  # the same bytes, every second one in memory
+    parameter = torch.nn.Parameter(x)
+    for h in (x, x.view(60, 70).t(), parameter, x[:0], x[:0].view(0, 3), torch.tensor(1.5), x.view(60, 70)[:, ::2]):
+        short, checked = ops.pack_planes(h), ops.pack_planes(h, backend="cpu")
+        assert torch.equal(short.data, checked.data) and short.shape == checked.shape == tuple(h.shape)
+        assert torch.equal(bits(ops.unpack_planes(short)), bits(h.detach())) and ops.unpack_planes(short).shape == h.shape
+    for args in ((p,), (p.data,), (gap,), (p._replace(data=gap),), (p, 0, None), (p, 10, 20), (p, 0, 4200), (p, 4200), (p.data, 2047, 2049), (p, 3, 3)):
+        short, checked = ops.unpack_planes(*args), ops.unpack_planes(*args, backend="cpu")
+        assert short.shape == checked.shape and short.dtype == checked.dtype and torch.equal(bits(short), bits(checked))
+    empty = ops.pack_planes(x[:0])
+    assert ops.unpack_planes(empty._replace(shape=(1 << 40, 0, 5))).shape == (1 << 40, 0, 5)
+    for wrong in (p._replace(shape=(-2, -2100)), empty._replace(shape=(1 << 32, 1 << 32)), p._replace(shape=(4200, 1 << 62, 4))):
+        with pytest.raises(ValueError, match="p.shape must hold"):
+            ops.unpack_planes(wrong)
+    for start, stop in ((-1, None), (0, -1), (5, 4), (0, 4201), (1 << 63, None)):
+        with pytest.raises(ValueError, match="start and stop must lie in order"):
+            ops.unpack_planes(p, start, stop)
+
+
 @pytest.mark.parametrize(("reach", "form"), [(0, 2), (15, 2), (16, 1)])
 def test_escapes_are_nibbles_up_to_fifteen_apart(way, reach, form):
     exponents = torch.arange(2048) % 7 + 200
