@@ -57,10 +57,11 @@ def test_wires_have_their_rate_and_delay(config):
     net = lab_namespaces.Namespaces(config, links)
     try:
         seconds, rate = best_link(net, 0, 1, 0.85 * 20e6, 4_000_000)  # TCP needs the first of its two seconds to fill the link
-        assert 0.030 <= seconds < 1.15 * 0.030 + 0.003, "and what the wire daemon of a busy machine adds"
+        # The wire daemon counts in whole milliseconds: 1 of 600 idle round trips came 0.38 ms early. The tolerance of a link is 5 %.
+        assert 0.95 * 0.030 <= seconds < 1.15 * 0.030 + 0.003, "and what the wire daemon of a busy machine adds"
         assert 0.85 * 20e6 < rate < 1.15 * 20e6
         net.shape(1, 0, Link(20e6, 0.035))
-        assert 0.050 <= measured_link(net, 0, 1, 1000)[0] < 1.15 * 0.050 + 0.003, "each direction has its own"
+        assert 0.95 * 0.050 <= measured_link(net, 0, 1, 1000)[0] < 1.15 * 0.050 + 0.003, "each direction has its own"
         assert measured_link(net, 0, 2, 1000)[0] < 0.010, "the other wires are not touched"
         with pytest.raises(ClusterError, match="whole milliseconds"):
             net.shape(0, 1, Link(1e6, 0.0005))
