@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -92,8 +93,8 @@ class Io {
     c.public_key = d["public_key"].cast<std::string>();
     c.secret_key = d["secret_key"].cast<std::string>();
     for (const auto& [machine, link] : d["links"].cast<py::dict>()) {
-      const auto [rate, delay] = link.cast<std::pair<double, double>>();
-      c.links[machine.cast<int>()] = {rate, delay};
+      const auto [rate, delay, medium] = link.cast<std::tuple<double, double, int>>();
+      c.links[machine.cast<int>()] = {rate, delay, medium};
     }
     for (const auto& [key, name] : d["allowed"].cast<py::dict>()) {
       const auto bytes = key.cast<std::string>();
@@ -224,6 +225,8 @@ class Io {
     return py::str("");
   }
 
+  static py::tuple key(const Event& event) { return py::make_tuple(event.key.task, event.key.origin, event.key.hops); }
+
   void take(py::list* out, Shortcut* shortcut) {
     for (int i = 0; i < 256; ++i) {
       std::shared_ptr<Event> event = io_->next();
@@ -235,11 +238,11 @@ class Io {
           out->append(py::make_tuple(code, name(event->peer), Message{event}));
           break;
         case Event::Type::kSent:
-          out->append(py::make_tuple(code, event->machine, event->bytes, event->ns));
+          out->append(py::make_tuple(code, event->machine, event->bytes, event->ns, event->at, key(*event)));
           break;
         case Event::Type::kLost:
         case Event::Type::kAnswered:
-          out->append(py::make_tuple(code, py::make_tuple(event->key.task, event->key.origin, event->key.hops)));
+          out->append(py::make_tuple(code, key(*event)));
           break;
         default:
           out->append(py::make_tuple(code, name(event->peer), event->text));

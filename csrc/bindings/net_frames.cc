@@ -247,8 +247,10 @@ py::object unpack_answer(const Event& event) {
   if (exchange == nullptr || !read_answer(event.frame, event.payload.data(), &answer)) return py::none();
   const std::shared_ptr<uint8_t[]> own(new uint8_t[answer.bytes]);
   std::memcpy(own.get(), answer.logits, answer.bytes);
-  const int64_t shape[] = {1, answer.classes};
-  return py::make_tuple(exchange->tensor(own, own.get(), kTypes[answer.dtype], 2, shape), answer.label, static_cast<double>(answer.confidence));
+  const int64_t shape[] = {answer.classes};
+  const Frame& f = event.frame;
+  return py::make_tuple(exchange->tensor(own, own.get(), kTypes[answer.dtype], 1, shape), answer.label, static_cast<double>(answer.confidence), f.exit,
+                        f.wire_bytes, (f.flags & kForced) != 0);
 }
 
 }  // namespace fastee::bindings

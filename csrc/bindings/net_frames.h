@@ -102,8 +102,8 @@ bool pack(const py::tuple& tensors, const std::shared_ptr<Graveyard>& yard, net:
 // The tensors of a frame in its payload's memory, which `owner` holds; false where one is packed or does not fit its table: the codecs of
 // fastee.cluster.codec unpack it, or say what is wrong.
 bool unpack(const net::Frame& f, uint8_t* payload, const std::shared_ptr<void>& owner, py::tuple* out);
-// (logits [1, C], label, confidence) of an answer that travelled as it was, in memory of its own, because users keep answers and may keep
-// thousands; None for any other frame.
+// (logits [C], label, confidence, exit, wire bytes, forced) of an answer that travelled as it was, in memory of its own, because users keep answers
+// and may keep thousands; None for any other frame.
 py::object unpack_answer(const net::Event& event);
 
 }  // namespace fastee::bindings

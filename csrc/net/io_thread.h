@@ -51,7 +51,7 @@ struct Event {
     kFrame,      // frame, payload
     kUp, kDown,  // a peer that this side connected to
     kLost,       // ticket, key: not delivered, its peer is down or stayed full
-    kSent,       // machine, bytes, ns: a task crossed a shaped link
+    kSent,       // machine, bytes, ns, at, key: a task crossed a shaped link and was there
     kAnswered,   // key (an attempt): its deadline came first, the armed answer is on its way
     kBad,        // text: bytes that were ignored
     kKeyRefused, // text: this side's handshake failed
@@ -65,7 +65,7 @@ struct Event {
   TaskKey key;
   uint64_t ticket = 0;
   int machine = 0;
-  int64_t bytes = 0, ns = 0;
+  int64_t bytes = 0, ns = 0, at = 0;
   ~Event() { settle(); }
   // The consumer is done with the task (or dropped the event): its peer may send another.
   void settle() {

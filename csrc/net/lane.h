@@ -1,4 +1,4 @@
-// A directed link in user space: who may put what on it when. Numbers and a clock that is handed in; no socket, no thread.
+// Directed links in user space: who may put what on them when. Numbers and a clock that is handed in; no socket, no thread.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -19,6 +19,7 @@ constexpr size_t kChunkHeader = 16;
 struct Link {
   double rate = std::numeric_limits<double>::infinity();  // bit/s
   double delay = 0;                                       // seconds, one way
+  int medium = -1;                                        // links with the same one send one after the other; -1: a medium of its own
 
   bool shaped() const { return std::isfinite(rate) || delay > 0; }
   int64_t spend(uint64_t bytes) const { return std::isfinite(rate) ? std::llround(static_cast<double>(bytes) * 8e9 / rate) : 0; }
@@ -48,15 +49,13 @@ struct Delivery {
   int64_t due = 0, give_up = kNever;
 };
 
+// A link, or all links from here that share a radio or a network card.
 class Lane {
  public:
-  explicit Lane(Link link = {}) : link_(link) {}
-  const Link& link() const { return link_; }
-
   // Urgent frames (small, not tasks) go before the next chunk of any other.
-  void push(std::shared_ptr<Outgoing> out, int64_t now) {
+  void push(std::shared_ptr<Outgoing> out, const Link& link, int64_t now) {
     auto& queue = out->urgent ? urgent_ : bulk_;
-    queue.push_back({std::move(out), now});
+    queue.push_back({std::move(out), link, now});
   }
 
   // When `advance` has something to do next.
@@ -72,14 +71,16 @@ class Lane {
       auto& queue = urgent_.empty() ? bulk_ : urgent_;
       Entry& entry = queue.front();
       Outgoing& out = *entry.out;
-      Delivery d{entry.out, out.queued, std::min(out.payload.size() - out.queued, link_.chunk()), out.queued == 0, false};
+      const Link& link = entry.link;
+      Delivery d{entry.out, out.queued, std::min(out.payload.size() - out.queued, link.chunk()), out.queued == 0, false};
       out.queued += d.size;
       d.last = out.queued == out.payload.size() || out.lost;
       // The link's own time, not the time at which this thread woke up: lateness must not add up over the chunks.
-      free_ = std::max(free_, entry.since) + link_.spend(d.size + (d.first ? out.frame.header_bytes() : kChunkHeader));
-      d.due = free_ + link_.delay_ns();
+      free_ = std::max(free_, entry.since) + link.spend(d.size + (d.first ? out.frame.header_bytes() : kChunkHeader));
+      d.due = free_ + link.delay_ns();
       if (d.last) queue.pop_front();
-      due_.push_back(std::move(d));
+      const auto later = [](int64_t due, const Delivery& other) { return due < other.due; };
+      due_.insert(std::upper_bound(due_.begin(), due_.end(), d.due, later), std::move(d));
     }
     while (!due_.empty() && due_.front().due <= now) {
       Delivery d = std::move(due_.front());
@@ -91,12 +92,12 @@ class Lane {
  private:
   struct Entry {
     std::shared_ptr<Outgoing> out;
+    Link link;
     int64_t since;
   };
-  Link link_;
   int64_t free_ = 0;
   std::deque<Entry> urgent_, bulk_;
-  std::deque<Delivery> due_;  // in order of `due`: the delay is the same for all
+  std::deque<Delivery> due_;  // in order of `due`
 };
 
 }  // namespace fastee::net

@@ -77,16 +77,16 @@ void pool_reuses_what_came_back_from_another_thread() {
 // The bar of the design: a heartbeat behind 4 MB at 20 Mbit/s waits for one piece of it, and the 4 MB take bytes / rate + delay.
 void lane_lets_heartbeats_pass_between_pieces() {
   const Link link{20e6, 0.010};
-  Lane lane(link);
+  Lane lane;
   auto big = std::shared_ptr<Outgoing>(outgoing("n1", 1, Kind::kTask, 4 << 20));
   const size_t bytes = big->frame.header_bytes() + (4 << 20);
-  lane.push(std::move(big), 0);
+  lane.push(std::move(big), link, 0);
   int64_t worst = 0, end = 0, sent = 0, arrived = -1, offset = 0;
   for (int64_t now = 0, beat = 0; end == 0 || arrived < sent; now = std::min(lane.next(), beat)) {
     if (now >= beat) {
       auto out = std::shared_ptr<Outgoing>(outgoing("n1", 1, Kind::kHeartbeat, 60, now));
       out->urgent = true;
-      lane.push(std::move(out), now);
+      lane.push(std::move(out), link, now);
       sent = now, beat = end ? kNever : now + 100 * kMs;
     }
     lane.advance(now, [&](Delivery d) {
@@ -106,12 +106,27 @@ void lane_lets_heartbeats_pass_between_pieces() {
   CHECK(static_cast<double>(end) >= ideal && static_cast<double>(end) < 1.01 * ideal);
 }
 
+constexpr Link kByteAMicrosecond{8e6, 0};
+
 void lane_loses_no_time_when_the_clock_jumps() {
-  Lane lane(Link{8e6, 0});  // a byte each microsecond
-  for (int i = 0; i < 10; ++i) lane.push(std::shared_ptr<Outgoing>(outgoing("n1", 1, Kind::kTask, 908)), 0);
+  Lane lane;
+  for (int i = 0; i < 10; ++i) lane.push(std::shared_ptr<Outgoing>(outgoing("n1", 1, Kind::kTask, 908)), kByteAMicrosecond, 0);
   int64_t last = 0;
   for (int64_t now : {int64_t{0}, 3 * kMs + 700'000, 9 * kMs, 11 * kMs}) lane.advance(now, [&](Delivery d) { last = d.due; });
   CHECK(last == 10 * kMs && lane.next() == kNever);
+}
+
+// Two links of one radio: each message waits for the one before it, whichever of them that takes, and arrives after its own link's delay.
+void links_of_a_medium_send_one_after_the_other() {
+  Lane lane;
+  const Link slow{8e6, 0.010}, fast{16e6, 0.001};
+  std::vector<std::pair<std::string, int64_t>> there;
+  lane.push(std::shared_ptr<Outgoing>(outgoing("n1", 1, Kind::kTask, 908)), slow, 0);
+  lane.push(std::shared_ptr<Outgoing>(outgoing("n2", 2, Kind::kTask, 1908)), fast, 0);
+  lane.push(std::shared_ptr<Outgoing>(outgoing("n1", 1, Kind::kTask, 908)), slow, 0);
+  for (int64_t now = 0; now != kNever; now = lane.next()) lane.advance(now, [&](Delivery d) { there.emplace_back(d.out->peer, d.due); });
+  const std::vector<std::pair<std::string, int64_t>> wanted = {{"n2", 1 * kMs + 1 * kMs + 1 * kMs}, {"n1", 1 * kMs + 10 * kMs}, {"n1", 3 * kMs + 10 * kMs}};
+  CHECK(there == wanted);
 }
 
 struct Wire {
@@ -420,6 +435,7 @@ int main() {
   pool_reuses_what_came_back_from_another_thread();
   lane_lets_heartbeats_pass_between_pieces();
   lane_loses_no_time_when_the_clock_jumps();
+  links_of_a_medium_send_one_after_the_other();
   inbox_joins_pieces_and_refuses_what_does_not_fit();
   const ZmqApi* api = nullptr;
   try {

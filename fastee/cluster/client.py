@@ -136,7 +136,8 @@ class Client:
         self.served: Counter[int] = Counter()
         self._ports, self._fingerprint, self._links, self._running = list(ports), fingerprint, dict(links), running
         self._keys, self._public, self._machine, self._segments = keys, tuple(public), machine, segments
-        self._watched = 0.0
+        self._by_peer = {node_peer(node.index): node for node in self.nodes}
+        self._watched, self._suspected, self._changes = 0.0, False, True
         self._incarnation = secrets.randbits(63)
         self._numbers = itertools.count(secrets.randbits(31) << 32)
         self._lock = threading.RLock()
@@ -185,18 +186,23 @@ class Client:
                 raise ClusterError("cluster: it is closed")
             if len(self._arrivals) + len(self._pending) >= MAX_PENDING:
                 raise Rejected(f"cluster: {MAX_PENDING} tasks are pending already; slow down")
-            self.counts["tasks"] += 1
             if from_now:
                 self._start(task, now)
-            self._arrivals.append(task)
-            inline = self._endpoint.concurrent and self._entry() is not None
-            if inline:
-                self._admit()
+            entry = self._entry() if self._endpoint.concurrent else None
+            if entry is not None and entry.in_flight < self.credit and not (self._queue or self._arrivals):
+                self._take_up(task)
+                self._run_clock(task)
+                self._send(task, entry)  # what can wait is done while the task is on its way
+            else:
+                self._arrivals.append(task)
+                if entry is not None:
+                    self._admit()
+            self.counts["tasks"] += 1
         self._settle_futures()
         if future is not None:
             self._needed.set()
         # The thread looks at its clock every _TICK_SECONDS anyway.
-        if not inline or (future is not None and task.expiry - now < _TICK_SECONDS * 1e9):
+        if entry is None or (future is not None and task.expiry - now < _TICK_SECONDS * 1e9):
             self._endpoint.wake()
         return task
 
@@ -333,9 +339,9 @@ class Client:
             for item in items:
                 self._handle(item)
             now = time.monotonic_ns()
-            if self._arrivals or self._queue or min(q[0][0] if q else now + 1 for q in (self._expiries, self._again)) <= now:
+            if self._arrivals or self._queue or self._soonest() <= now:
                 self._admit()
-            self._watch()
+            self._watch(now)
         self._settle_futures()
 
     def _finish(self, task: _Task, outcome: TaskAnswer | Exception) -> None:
@@ -358,8 +364,11 @@ class Client:
                 task.future.set_result(task.outcome)
 
     def _pause(self) -> float:
-        soonest = min([q[0][0] for q in (self._expiries, self._again) if q], default=1 << 62)
-        return min(_TICK_SECONDS, max(0.0, (soonest - time.monotonic_ns()) * 1e-9))
+        return min(_TICK_SECONDS, max(0.0, (self._soonest() - time.monotonic_ns()) * 1e-9))
+
+    def _soonest(self) -> int:
+        expiry = self._expiries[0][0] if self._expiries else NO_DEADLINE
+        return min(expiry, self._again[0][0]) if self._again else expiry
 
     def _start(self, task: _Task, now: int) -> None:
         task.start = now
@@ -371,9 +380,12 @@ class Client:
 
     # membership
 
-    def _watch(self) -> None:
-        now = time.monotonic_ns()
-        if look := now >= self._watch_at:
+    def _watch(self, now: int) -> None:
+        look = now >= self._watch_at
+        if not (look or self._changes):
+            return
+        self._changes = False
+        if look:
             self._watch_at = now + _WATCH_NS
         for node in self.nodes:
             if look and not node.exited and not self._running(node.index):
@@ -401,6 +413,7 @@ class Client:
                 for task in list(self._pending.values()):
                     if node.index in task.visited and self._may_flee(task):
                         self._start_over(task.number, task.attempt)
+        self._suspected = any(n.suspect for n in self.nodes)
 
     def _may_flee(self, task: _Task) -> bool:
         return self._segments > 0 and task.deadline is not None and not task.route and any(n.up and not n.suspect for n in self.nodes)
@@ -421,15 +434,11 @@ class Client:
 
     def _admit(self) -> None:
         with self._lock:
-            fresh = list(self._arrivals)
-            for task in fresh:
-                self._pending[task.number] = task
+            for task in self._arrivals:
+                self._take_up(task)
+            self._queue += self._arrivals
             self._arrivals.clear()
         now = time.monotonic_ns()
-        for task in fresh:
-            self._queue.append(task)
-            if task.start:
-                heapq.heappush(self._expiries, (task.expiry, task.number))
         while self._again and self._again[0][0] <= now:
             _, number, attempt = heapq.heappop(self._again)
             task = self._pending.get(number)
@@ -449,12 +458,22 @@ class Client:
                 self._send(task, entry)
 
     def _entry(self) -> NodeState | None:
-        able = [n for n in self.nodes if n.up and not n.beat.leaving]
-        return next((n for n in able if not n.suspect), able[0] if able else None)
+        found = None
+        for node in self.nodes:
+            if node.up and not node.beat.leaving:
+                if not node.suspect:
+                    return node
+                found = found or node
+        return found
 
     def _run_clock(self, task: _Task) -> None:
         if not task.start:
             self._start(task, time.monotonic_ns())
+            heapq.heappush(self._expiries, (task.expiry, task.number))
+
+    def _take_up(self, task: _Task) -> None:
+        self._pending[task.number] = task
+        if task.start:
             heapq.heappush(self._expiries, (task.expiry, task.number))
 
     def _nobody(self) -> None:
@@ -466,11 +485,10 @@ class Client:
                 self._fail(task, FingerprintMismatch(f"cluster: no node takes this client: {refusal}"))
 
     def _send(self, task: _Task, entry: NodeState) -> None:
-        task.entry = task.place = entry.index
-        task.hops, task.visited = task.attempt * _ATTEMPT_STEP, {entry.index}
-        entry.in_flight += 1
+        """Send a task, new or again; with the lock held, for which its answer waits until it is in the books."""
+        task.hops = task.attempt * _ATTEMPT_STEP
         # While a node is suspect the others do not know it yet and would go on sending there: the task stays where it enters.
-        fleeing = any(n.suspect for n in self.nodes) and self._may_flee(task)
+        fleeing = self._suspected and self._may_flee(task)
         route = bytes([entry.index]) * self._segments if fleeing else task.route
         codec = "raw" if task.codec == FREE or entry.index == 0 else codecs.codec_name(task.codec)
         peer, sent = node_peer(entry.index), None
@@ -478,6 +496,9 @@ class Client:
             sent = self._endpoint.submit(peer, entry.index, task.number, task.hops, task.codec, task.flags, route, task.values, task.due)
         if sent is None:
             sent = self._endpoint.put(peer, entry.index, self._frame(task, route, codec), task.due)
+        task.entry = task.place = entry.index
+        task.visited = {entry.index}
+        entry.in_flight += 1
         if not sent:
             self._fail(task, PeerLost(f"cluster: the link from {self.nodes[0].name!r} to {entry.name!r} is down and no nearer node is up"))
 
@@ -542,14 +563,15 @@ class Client:
 
     def _handle(self, item: Item) -> None:
         if isinstance(item, Arrival):
-            node = self.nodes[node_of(item.peer)]
+            node = self._by_peer[item.peer]
             node.heard = time.monotonic()
             try:
                 self._act(node, item.frame)
             except FrameError as error:
                 self._complain(node, str(error))
         elif isinstance(item, PeerEvent):
-            self.nodes[node_of(item.peer)].connected = item.up
+            self._by_peer[item.peer].connected = item.up
+            self._changes = True
         elif isinstance(item, Lost):
             self._start_over(item.key[0], item.key[2] // _ATTEMPT_STEP)
         elif isinstance(item, Complaint):
@@ -564,20 +586,20 @@ class Client:
         print(f"cluster: ignored bytes from node {node.name!r}: {reason}", file=sys.stderr)
 
     def _act(self, node: NodeState, frame: Frame) -> None:
-        if frame.kind is Kind.REFUSED:
-            self._refused(node, frame, from_payload(frame, Refused))
-            return
-        if frame.kind is Kind.ANSWER:
+        kind = frame.kind
+        if kind is Kind.ANSWER:
             self._answered(node, frame)
-        elif frame.kind is Kind.HEARTBEAT:
+        elif kind is Kind.REFUSED:
+            self._refused(node, frame, from_payload(frame, Refused))
+        elif kind is Kind.HEARTBEAT:
             node.beat = from_payload(frame, Heartbeat)
             node.beats += 1
             self._tell()
-        elif frame.kind is Kind.HELLO:
+        elif kind is Kind.HELLO:
             node.told = from_payload(frame, Hello)
-            node.hello = True
+            node.hello = self._changes = True
             self._tell()
-        elif frame.kind is Kind.MOVED:
+        elif kind is Kind.MOVED:
             target, task = from_payload(frame, Moved).node, self._pending.get(frame.task)
             if task is not None and frame.hops // _ATTEMPT_STEP == task.attempt and 0 <= target < len(self.nodes):
                 task.visited.add(target)
@@ -591,14 +613,13 @@ class Client:
         if task is None:
             self.counts["duplicates"] += 1
             return
-        logits, label, confidence = codecs.unpack_answer(frame)
+        logits, label, confidence, exit_, wire_bytes, forced = codecs.unpack_answer(frame)
         latency = (time.monotonic_ns() - task.start) * 1e-9
-        answer = TaskAnswer(logits[0], label, confidence, frame.exit, node.index, latency, frame.wire_bytes, frame.forced)
         late = task.deadline is not None and latency > task.deadline
-        if self._settle(task, "answers", *["forced"] * answer.forced, *["late"] * late):
-            self.exits[answer.exit] += 1
+        if self._settle(task, "answers", *["forced"] * forced, *["late"] * late):
+            self.exits[exit_] += 1
             self.served[node.index] += 1
-            self._finish(task, answer)
+            self._finish(task, TaskAnswer(logits, label, confidence, exit_, node.index, latency, wire_bytes, forced))
 
     def _refused(self, node: NodeState, frame: Frame, refusal: Refused) -> None:
         if refusal.code == "fingerprint" and not node.hello:

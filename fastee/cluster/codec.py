@@ -214,15 +214,15 @@ def unpack(frame: Frame) -> Carry:
     return tuple(carry)
 
 
-def unpack_answer(frame: Frame) -> tuple[torch.Tensor, int, float]:
-    """Return logits [1, C], label and confidence of an ANSWER; raises ``FrameError`` for a frame that holds anything else."""
+def unpack_answer(frame: Frame) -> tuple[torch.Tensor, int, float, int, int, bool]:
+    """Return logits [C], label, confidence, exit, wire bytes and forced of an ANSWER; raises ``FrameError`` for a frame that holds anything else."""
     found = frame.answer() if not isinstance(frame, Frame) else None
     if found is not None:
         return found
     values = unpack(frame)
     if len(values) != 3 or values[0].ndim != 2 or [v.numel() for v in values[1:]] != [1, 1]:
         raise FrameError(f"frame: an answer holds logits [1, C], label and confidence, got {[list(v.shape) for v in values]}")
-    return values[0], int(values[1]), float(values[2])
+    return values[0][0], int(values[1]), float(values[2]), frame.exit, frame.wire_bytes, frame.forced
 
 
 def packed_bytes(carry: Sequence[torch.Tensor], codec: str) -> int:

@@ -53,13 +53,15 @@ class NodeTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class LinkTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """``[[link]]``: "20mbit 10ms" in both directions ``between`` two nodes or one way ``from`` one ``to`` the other; ``emulate`` shapes it."""
+    """``[[link]]``: "20mbit 10ms" in both directions ``between`` two nodes or one way ``from`` one ``to`` the other; ``emulate`` shapes it. Links with the same
+    ``medium`` are one radio or network card of the node that sends: what it sends over one of them waits for what it sends over the others."""
 
     speed: str
     between: tuple[str, str] | None = None
     source: str | None = msgspec.field(name="from", default=None)
     target: str | None = msgspec.field(name="to", default=None)
     emulate: bool = False
+    medium: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -106,9 +108,9 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, ren
         """Return the Link of every ordered pair of nodes; unshaped where the file says nothing, or with `emulated` where it is not to shape."""
         found = {(a, b): Link() for a in range(len(self.nodes)) for b in range(len(self.nodes)) if a != b}
         for link in self.links:
-            if link.emulate or not emulated:
-                for a, b in _pairs(link):
-                    found[self.names.index(a), self.names.index(b)] = Link.parse(link.speed)
+            speed = link.speed if link.emulate or not emulated else None
+            for a, b in _pairs(link):
+                found[self.names.index(a), self.names.index(b)] = Link.parse(speed, link.medium)
         return found
 
     def keys(self, path: str | os.PathLike | None) -> Keys | None:

@@ -47,7 +47,7 @@ class Courier:
         self.transport = transport
         self.machine = machine
         self.bytes_to: dict[int, int] = {}
-        self.transfers: list[tuple[int, int, int]] = []
+        self.transfers: list[tuple[int, int, int, int, tuple[int, int, int]]] = []  # the fields of a Sent
         self._shapers = {b: LinkShaper(link) for (a, b), link in links.items() if a == machine}
         self._sender, self._fingerprint, self._is_up, self._clock = sender, fingerprint, is_up, clock
         self._held: list[tuple[int, int, Parcel]] = []
@@ -96,8 +96,9 @@ class Courier:
                 if self.transport.try_send(parcel.peer, encode(frame), bulk=bulk):
                     if frame.kind is Kind.TASK and parcel.machine != self.machine:
                         link = self._shapers[parcel.machine].link
-                        late = self._clock() - due
-                        self.transfers.append((parcel.machine, frame.nbytes, round(link.seconds(frame.nbytes) * 1e9) + late))
+                        at = self._clock()
+                        key = frame.task, frame.origin, frame.hops
+                        self.transfers.append((parcel.machine, frame.nbytes, round(link.seconds(frame.nbytes) * 1e9) + at - due, at, key))
                     continue
                 # What follows to the same full peer must not overtake it.
                 blocked.add((parcel.peer, bulk))

@@ -20,7 +20,7 @@ import torch
 
 from fastee.cluster.config import ClusterConfig
 from fastee.cluster.frame import Frame
-from fastee.cluster.link import Link
+from fastee.cluster.link import Link, media
 from fastee.cluster.messages import Heartbeat, Hello, Ports
 from fastee.cluster.node import Settings
 from fastee.cluster.worker import Worker
@@ -167,7 +167,7 @@ def serve(config: ClusterConfig, name: str, keys: str | os.PathLike | None = Non
     net = config.network()
     settings = Settings(
         index, config.names, bytes.fromhex(net.fingerprint), me.slowdown, tuple(net.thresholds), config.promise(), config.credit,
-        own, config.allowed(), tuple(n.public_key for n in config.nodes) if config.secure else (),
+        own, config.allowed(), tuple(n.public_key for n in config.nodes) if config.secure else (), media=media(config.declared_links(), index),
     )  # fmt: skip
     prof = measured(net, config, index)
     daemon = Daemon(net, settings, prof, config.declared_links(emulated=True), config.timeouts.drain)

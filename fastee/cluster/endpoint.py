@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastee import native
 from fastee.cluster.courier import Courier
@@ -40,8 +40,7 @@ def attempt_key(frame: Frame) -> TaskKey:
     return frame.task, frame.origin, frame.hops >> 8
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A whole, checked frame of this model (or a REFUSED one of any) from a peer."""
 
     peer: str
@@ -57,11 +56,13 @@ class Lost:
 
 @dataclass(frozen=True)
 class Sent:
-    """A task has crossed an emulated link to `machine`: bytes and nanoseconds."""
+    """A task (task, origin, hops) has crossed an emulated link to `machine`: bytes, nanoseconds, and when it was there (monotonic ns)."""
 
     machine: int
     nbytes: int
     duration: int
+    at: int
+    key: TaskKey
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,27 @@ from fastee.scheduling.links import parse_link
 
 @dataclass(frozen=True)
 class Link:
-    """A directed link: ``rate`` in bit/s (inf = unshaped), one-way ``delay`` in seconds."""
+    """A directed link: ``rate`` in bit/s (inf = unshaped), one-way ``delay`` in seconds; links from one machine with the same name of a
+    ``medium`` (a radio, a network card) send one after the other."""
 
     rate: float = float("inf")
     delay: float = 0.0
+    medium: str = ""
 
     @classmethod
-    def parse(cls, text: str | None) -> Link:
+    def parse(cls, text: str | None, medium: str = "") -> Link:
         """Return the link that a text like ``"20mbit 10ms"`` means; None is an unshaped one."""
-        return cls() if text is None else cls(*parse_link(text))
+        return cls(medium=medium) if text is None else cls(*parse_link(text), medium)
 
     @property
     def up(self) -> bool:
         """False for a link of rate 0, over which nothing travels."""
         return self.rate > 0
+
+    @property
+    def shaped(self) -> bool:
+        """Whether it has a rate or a delay to keep to."""
+        return self.rate < float("inf") or self.delay > 0
 
     def seconds(self, nbytes: int) -> float:
         """Time one message of `nbytes` needs on the idle link: bytes*8/rate + delay."""
@@ -57,6 +64,19 @@ class LinkShaper:
     def backlog(self, now: int) -> int:
         """Nanoseconds until the link is idle."""
         return max(0, self._free - now)
+
+
+def media(links: Mapping[tuple[int, int], Link], machine: int) -> list[list[int]]:
+    """Return the groups of machines whose links from `machine` share a medium, as ``Scheduler(media=)`` takes them.
+
+    >>> media({(0, 1): Link(medium="radio"), (0, 2): Link(medium="radio"), (0, 3): Link()}, 0)
+    [[1, 2]]
+    """
+    groups: dict[str, list[int]] = {}
+    for (a, b), link in sorted(links.items()):
+        if a == machine and link.medium:
+            groups.setdefault(link.medium, []).append(b)
+    return list(groups.values())
 
 
 def link_table(spec: str | None | Mapping[tuple[int, int], str], nodes: int) -> dict[tuple[int, int], Link]:

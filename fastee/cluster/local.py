@@ -260,7 +260,7 @@ class Cluster:
                 raise ValueError(f"x: all inputs need the same number of rows on dimension 0, got {[list(v.shape) for v in values]}")
             if value.ndim > MAX_DIMS:
                 raise ValueError(f"x: at most {MAX_DIMS} dimensions can travel, got {value.ndim}")
-        return tuple(v.detach() for v in values)
+        return tuple(v.detach() if v.requires_grad else v for v in values)
 
     def _options(self, deadline: float | None, plan: Plan | Sequence[int] | None, exits: bool, codec: str | None) -> tuple:
         if self._closed:

@@ -13,7 +13,7 @@ from fastee import native
 from fastee.cluster.endpoint import Answered, Arrival, Complaint, Identity, Item, Lost, Sent, check_address
 from fastee.cluster.frame import MAX_PAYLOAD, NO_DEADLINE, Flag, Frame
 from fastee.cluster.keys import raw_key
-from fastee.cluster.link import Link
+from fastee.cluster.link import media
 from fastee.cluster.messages import Ports
 from fastee.cluster.transport import PeerEvent
 from fastee.errors import ClusterError
@@ -41,6 +41,7 @@ class NativeEndpoint:
 
     def __init__(self, identity: Identity):
         keys = identity.keys
+        shared = {b: group[0] for group in media(identity.links, identity.machine) for b in group}
         self._me = identity
         try:
             self._io = native.core.IoThread(
@@ -56,7 +57,9 @@ class NativeEndpoint:
                     "max_payload": MAX_PAYLOAD,
                     "peer_bytes": 2 * MAX_PAYLOAD,
                     "down": [b for (a, b), link in identity.links.items() if a == identity.machine != b and not link.up],
-                    "links": {b: (link.rate, link.delay) for (a, b), link in identity.links.items() if a == identity.machine and link != Link()},
+                    "links": {
+                        b: (link.rate, link.delay, shared.get(b, b)) for (a, b), link in identity.links.items() if a == identity.machine and (link.shaped or b in shared)
+                    },
                     "public_key": keys.public if keys else "",
                     "secret_key": keys.secret if keys else "",
                     "allowed": {raw_key(key): name for key, name in identity.allowed.items()},

@@ -13,7 +13,7 @@ import queue
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from fastee.cluster import codec as codecs
+from fastee.cluster.endpoint import TaskKey
 from fastee.cluster.frame import FREE, NO_DEADLINE, Flag, Frame, Kind
 from fastee.cluster.keys import Keys
 from fastee.cluster.messages import Heartbeat, Moved, Refused, to_payload
@@ -39,7 +40,7 @@ _SERVICE_WEIGHT = 0.1
 @dataclass
 class Settings:
     """What a node is told at start: who it is, the declared slowness, the rule, the credit towards each peer, the scheduler's policy with its params;
-    with CURVE its keys, the public keys that may connect (-> name) and those of all nodes by index."""
+    with CURVE its keys, the public keys that may connect (-> name) and those of all nodes by index; groups of nodes whose links from here are one medium."""
 
     index: int
     names: tuple[str, ...]
@@ -53,6 +54,7 @@ class Settings:
     public: tuple[str, ...] = ()
     policy: str = "deadline"
     params: dict[str, Any] = field(default_factory=dict)
+    media: Sequence[Sequence[int]] = ()
 
 
 @dataclass
@@ -128,6 +130,7 @@ class Node:
         self._credit = dict.fromkeys(range(len(settings.names)), settings.credit)
         self._down = set(range(len(settings.names))) - {self.index}
         self._queues: dict[int, int] = {}
+        self._under_way: OrderedDict[TaskKey, Scheduler] = OrderedDict()  # task on an emulated link -> who sent it there
 
     @property
     def queue_length(self) -> int:
@@ -141,7 +144,7 @@ class Node:
 
     def post(self, *event: Any) -> None:
         """Hand an event over, from any thread: ("task", frame, sender index), ("up", node, bool), ("credit", node),
-        ("queue", node, length), ("link", target, bytes, ns), ("answered", key) when an armed answer left, ("speed", node, seconds, spread)
+        ("queue", node, length), ("link", target, bytes, ns, date, key) when a task was there, ("answered", key) when an armed answer left, ("speed", node, seconds, spread)
         of every segment there, ("leaving", frame, sender): a task that is not taken any more, ("stop",)."""
         self._inbox.put(event)
 
@@ -211,9 +214,11 @@ class Node:
         for scheduler in self._schedulers.values():
             scheduler.observe_queue(node, length)
 
-    def _on_link(self, target: int, nbytes: int, duration: int) -> None:
-        for scheduler in self._schedulers.values():
-            scheduler.observe_link(self.index, target, nbytes, duration)
+    def _on_link(self, target: int, nbytes: int, duration: int, at: int, key: TaskKey) -> None:
+        # All learn the rate; what is still under way is the business of the one that sent it.
+        sender = self._under_way.pop(key, None)
+        for scheduler in {*self._schedulers.values(), sender} - {None}:
+            scheduler.observe_link(self.index, target, nbytes, duration, at if scheduler is sender else None)
 
     def _on_answered(self, key: tuple[int, int, int]) -> None:
         self._answered[key] = None
@@ -301,6 +306,7 @@ class Node:
             node=self.index,
             hosts=hosts,
             home=home,
+            media=self.settings.media,
             max_tasks=_MAX_TASKS,
             answer_bytes=TASK_OVERHEAD + 4 * int(self.net.num_classes),
         )
@@ -514,6 +520,9 @@ class Node:
             return self._fail(work, "failed", f"carry into segment {work.segment} on node {self._name!r}: {_tail(error)}")
         work.scheduler.finish(work.handle)
         self._credit[node] -= 1
+        self._under_way[frame.task, frame.origin, frame.hops + 1] = work.scheduler
+        if len(self._under_way) > _MAX_TASKS:  # lost, or over a link that tells no arrivals
+            self._under_way.popitem(last=False)
         frame = frame.with_(segment=work.segment, exit=work.segment - 1, hops=frame.hops + 1, tensors=tensors, payload=payload)
         self._emit(Outgoing(-1, frame.with_(kind=Kind.MOVED, tensors=(), payload=to_payload(Moved(node)))))
         self._emit(Outgoing(node, frame, work.deadline, keyed=True))

@@ -194,12 +194,11 @@ class StudentClient(Client):
         soonest = min((self._until(self._pending[n], s) for n, s in list(self._states.items()) if n in self._pending), default=math.inf)
         return min(super()._pause(), max(0.0, soonest - time.monotonic()))
 
-    def _watch(self) -> None:
-        super()._watch()
-        now = time.monotonic()
+    def _watch(self, now: int) -> None:
+        super()._watch(now)
         for number, state in list(self._states.items()):
             task = self._pending.get(number)
-            if task is not None and self._until(task, state) <= now:
+            if task is not None and self._until(task, state) <= now * 1e-9:
                 if state.shown[state.exit]:
                     self._join(task, state, now_or_never=True)
                 else:

@@ -187,7 +187,7 @@ class Worker(Child):
         elif isinstance(item, PeerEvent):
             self._set_up(node_of(item.peer), item.up)
         elif isinstance(item, Sent):
-            self.node.post("link", item.machine, item.nbytes, item.duration)
+            self.node.post("link", item.machine, item.nbytes, item.duration, item.at, item.key)
         elif isinstance(item, Answered):
             self.node.post("answered", item.key)
         elif isinstance(item, Lost):

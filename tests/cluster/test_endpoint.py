@@ -16,7 +16,7 @@ from test_frame import FIELDS, sealed, valid_bytes
 
 from fastee import native
 from fastee.cluster import codec as codecs
-from fastee.cluster.endpoint import Answered, Arrival, Complaint, Identity, Lost, PythonEndpoint, open_endpoint
+from fastee.cluster.endpoint import Answered, Arrival, Complaint, Identity, Lost, PythonEndpoint, Sent, open_endpoint
 from fastee.cluster.frame import HEADER_BYTES, MAX_PAYLOAD, Flag, Frame, Kind, decode, encode
 from fastee.cluster.link import Link
 from fastee.cluster.messages import Ports, Refused, from_payload
@@ -236,19 +236,23 @@ def test_garbage_and_another_model_do_not_hurt(ends):
 @pytest.mark.parametrize(("text", "size"), [("20mbit 10ms", 65536), ("8mbit 5ms", 20000)])
 def test_a_frame_is_on_the_link_as_long_as_the_link_says(kind, text, size):
     link = Link.parse(text)
-    ends, spent = Ends(kind, kind, {(0, 1): link}), []
+    ends, spent, told = Ends(kind, kind, {(0, 1): link}), [], []
     try:
         for number in range(1, 12):
             frame = Frame(Kind.TASK, task=number, payload=bytes(size))
             began = time.monotonic()
             ends.client.put("n1", 1, frame)
             while not ends.seen[ends.node] or getattr(ends.seen[ends.node][-1], "frame", frame).task != number:
-                ends.client.receive(0) if kind == "native" else ends.client.receive(0.0005)
+                told += ends.client.receive(0) if kind == "native" else ends.client.receive(0.0005)
                 ends.seen[ends.node] += ends.node.receive(0.0005)
             spent.append(time.monotonic() - began)
         # Never early; the least late one, because a busy machine adds milliseconds to single wake-ups.
         assert link.seconds(frame.nbytes) <= min(spent) <= 1.05 * link.seconds(frame.nbytes)
         assert ends.client.bytes_to == {1: 11 * frame.nbytes}
+        told += ends.client.receive(0)
+        crossed = [item for item in told if isinstance(item, Sent)]
+        assert [item.key for item in crossed] == [(number, 0, 0) for number in range(1, 12)]
+        assert all(item.machine == 1 and item.duration >= round(link.seconds(frame.nbytes) * 1e9) for item in crossed)
     finally:
         ends.close()
 

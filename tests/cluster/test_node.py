@@ -295,3 +295,57 @@ def test_answers_go_on_when_the_callers_node_is_dead(net):
         world.task(x[i : i + 1], number=i)
     world.run()
     assert len(world.of(Kind.ANSWER)) == 3 and not world.of(Kind.REFUSED)
+
+
+class Radio(World):
+    """Node 0, far too slow itself, sends to nodes 1 and 2 over links on which a task takes 0.1 s, and 5 ms to get there."""
+
+    def __init__(self, net, media, credit):
+        super().__init__(net, credit=credit, bandwidth=(2048 + 136) * 8 / 0.1)
+        slow = {k: getattr(self.node.profile, k) for k in self.node.profile.__dataclass_fields__}
+        slow["mean"] = [[[5.0], [0.001], [0.002]]] * net.num_segments
+        self.node.profile, self.node.settings.media = Profile(**slow), media
+
+    def sent_after(self, number, milliseconds):
+        """Where tasks have been sent once this one, which has so much time, has come."""
+        self.task(rows(1), number=number, time_left=milliseconds * 1_000_000)
+        self.run()
+        return [out.target for out in self.of(Kind.TASK)]
+
+    def arrive(self, number):
+        target = next(out.target for out in self.of(Kind.TASK) if out.frame.task == number)
+        self.node.post("link", target, 2184, 105_000_000, self.now, (number, 9, 1))
+
+
+@pytest.mark.parametrize(("media", "targets"), [([], [1, 2]), ([[1, 2]], [1])])
+def test_a_task_waits_for_another_on_the_same_radio(net, media, targets):
+    world = Radio(net, media, credit=1)
+    assert world.sent_after(1, 160) == [1]
+    assert world.sent_after(2, 160) == targets  # over the radio it would take 0.2 s
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_radio_that_has_faded_is_known_by_what_has_not_arrived(net, arrived):
+    world = Radio(net, [[1, 2]], credit=4)
+    world.sent_after(0, 160)
+    world.now += 105_000_000
+    world.arrive(0)  # who tells of one arrival is believed to tell of all
+    assert len(world.sent_after(1, 160)) == 2 and len(world.sent_after(2, 260)) == 3
+    for number, later in ((1, 150_000_000), (2, 100_000_000)):
+        world.now += later
+        if arrived:
+            world.arrive(number)
+    assert len(world.sent_after(3, 160)) == 3 + arrived  # behind task 2 it would take 0.2 s
+
+
+def test_only_the_sender_of_a_message_is_told_that_it_arrived(net):
+    world = World(net)
+    for number, flags in ((1, Flag.NONE), (2, Flag.EXITS_OFF)):
+        world.task(rows(1), number=number, flags=flags, route=bytes([1] * net.num_segments))
+    world.run()
+    heard = {}
+    for which, scheduler in enumerate(world.node._schedulers.values()):
+        scheduler.observe_link = lambda *told, which=which: heard.update({which: told})
+    world.node.post("link", 1, 2048, 6_000_000, world.now, (2, 9, 1))
+    world.run()
+    assert heard == {0: (0, 1, 2048, 6_000_000, None), 1: (0, 1, 2048, 6_000_000, world.now)}

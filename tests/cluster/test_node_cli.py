@@ -17,6 +17,7 @@ from answers import equal_local, rows
 
 import fastee
 from fastee.cluster.config import read_config
+from fastee.cluster.link import media
 from fastee.errors import ClusterError, FingerprintMismatch
 
 NAMES = ("mobile", "edge", "cloud")
@@ -232,3 +233,12 @@ def test_bad_files_are_refused_by_name(change, words):
     with pytest.raises(ClusterError) as caught:
         read_config(change(GOOD))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_links_of_one_medium_are_told_to_the_scheduler():
+    third = '[[node]]\nname = "c"\nport = 5604\n'
+    links = "".join(f'[[link]]\nbetween = ["a", "{other}"]\nspeed = "20mbit 2ms"\nmedium = "radio"\n' for other in "bc")
+    config = read_config(GOOD + third + links)
+    declared = config.declared_links()
+    assert [media(declared, index) for index in range(3)] == [[[1, 2]], [[0]], [[0]]]
+    assert not any(link.shaped for link in config.declared_links(emulated=True).values())  # on a real radio nothing is held back
