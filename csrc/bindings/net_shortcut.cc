@@ -79,7 +79,7 @@ bool Shortcut::run(const std::shared_ptr<Event>& event, Outbox& outbox) {
       const bool judged = work.segment == segments_ || !work.head.is_none();
       if (d.action == Action::kExit && judged && !(d.forced && deadline == kNoDeadline) && answer(work, outbox, d.forced, false)) {
         credit(work, outbox);
-        node_.attr("ran")(work.spent);
+        node_.attr("ran")(f.segment, work.spent);
         node_.attr("answered")(work.segment - 1, d.forced, steady_ns() > deadline);
         return true;
       }
@@ -152,7 +152,7 @@ void Shortcut::credit(Work& work, Outbox& outbox) const {
 }
 
 void Shortcut::adopt(Work& work, py::object decision, py::object error) {
-  node_.attr("ran")(work.spent);
+  node_.attr("ran")(work.event->frame.segment, work.spent);
   node_.attr("adopt")(Message{work.event}, work.sender, work.known->scheduler, work.handle, work.deadline, work.segment, work.exit, work.confidence,
                       work.carry, work.head, work.credited, decision, error);
 }

@@ -335,6 +335,7 @@ class Lab:
         while (at := step * _TRACE_SECONDS) < seconds and not stop.wait(max(0.0, began + at - time.monotonic())):
             self._shape(a, b, Link(max(1e4, (_passed(trace, at + _TRACE_SECONDS) - _passed(trace, at)) * 8 / _TRACE_SECONDS), self._links[a, b].delay))
             step += 1
+        stop.wait(max(0.0, began + seconds - time.monotonic()))
         with contextlib.suppress(ClusterError, OSError):  # the lab may be gone
             self._shape(a, b, before)
 

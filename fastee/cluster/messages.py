@@ -26,7 +26,7 @@ class Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
     """How I am: tasks waiting here, mean seconds one segment took lately, tasks finished or passed on so far, the
     bytes put on the link to each node, the nodes that this one can reach; whether it takes no new tasks because it is leaving;
     answers given here by exit, those after their deadline, those at an exit that the deadline forced; share of one processor that the
-    process used lately, degrees Celsius of the machine (0: it does not tell)."""
+    process used lately, degrees Celsius of the machine (0: it does not tell); mean seconds of every segment lately (0: not run yet)."""
 
     queue: int
     service: float
@@ -39,6 +39,7 @@ class Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
     forced: int = 0
     cpu: float = 0.0
     celsius: float = 0.0
+    segments: list[float] = []
 
 
 class Moved(msgspec.Struct, forbid_unknown_fields=True):

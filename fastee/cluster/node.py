@@ -114,6 +114,7 @@ class Node:
         self.profile = profile
         self.handled = 0
         self.service = 0.0
+        self.segments = [0.0] * net.num_segments
         self.exits = [0] * net.num_segments
         self.late = self.forced = 0
         self.shortcut: Any = None  # the native way of a task that comes alone, told which schedulers there are
@@ -297,11 +298,13 @@ class Node:
             for segment, node in enumerate(frame.route):
                 if node != FREE:
                     hosts[segment] = np.arange(len(names)) == node
+        # Where every step is planned there is nothing to queue for: policies that wait until a neighbour's queue is shorter would wait for ever.
+        planned = bool(frame.route) and FREE not in frame.route
         scheduler = Scheduler(
             profile,
             self.settings.qos,
-            policy=self.settings.policy,
-            params=self.settings.params,
+            policy="deadline" if planned else self.settings.policy,
+            params={} if planned else self.settings.params,
             thresholds=[math.inf] * (segments - 1) if exits_off else list(self.settings.thresholds),
             node=self.index,
             hosts=hosts,
@@ -414,10 +417,12 @@ class Node:
 
     # what the shortcut did
 
-    def ran(self, spent: list[int]) -> None:
-        """Note segments that the shortcut ran, ns each."""
-        for duration in spent:
-            self.service += _SERVICE_WEIGHT * (duration * 1e-9 - self.service)
+    def ran(self, first: int, spent: list[int]) -> None:
+        """Note segments that were run here from `first` on, ns each."""
+        for segment, duration in enumerate(spent, first):
+            seconds, before = duration * 1e-9, self.segments[segment]
+            self.service += _SERVICE_WEIGHT * (seconds - self.service)
+            self.segments[segment] = before + _SERVICE_WEIGHT * (seconds - before) if before else seconds
 
     def answered(self, exit_: int, forced: bool, late: bool) -> None:
         """Note a task that the shortcut answered."""
@@ -469,7 +474,7 @@ class Node:
         work.confidence = math.nan if work.head is None else float(work.head.confidence[0])
         for scheduler in self._schedulers.values():
             scheduler.observe(segment, self.index, 1, spent)
-        self.service += _SERVICE_WEIGHT * (spent * 1e-9 - self.service)
+        self.ran(segment, [spent])
         self._give_credit(work)
         if work.head is not None and work.deadline != NO_DEADLINE and self._arm is not None:
             # The best answer so far: it leaves in time even if what comes next takes longer than anybody foresaw.

@@ -261,7 +261,7 @@ class Worker(Child):
         node, count = self.node, len(self.settings.names)
         bytes_to = self._endpoint.bytes_to
         sent, reach = [bytes_to.get(n, 0) for n in range(count)], [n for n, up in self._up.items() if up]
-        beat = self._beat(Heartbeat(node.queue_length, node.service, node.handled, sent, reach, False, list(node.exits), node.late, node.forced))
+        beat = self._beat(Heartbeat(node.queue_length, node.service, node.handled, sent, reach, False, list(node.exits), node.late, node.forced, segments=list(node.segments)))
         if beat != self._reported:
             self._reported = beat
             self._endpoint.set_beat(to_payload(beat))

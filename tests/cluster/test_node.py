@@ -78,6 +78,16 @@ def test_a_plan_is_followed_and_the_client_told(net):
     assert not world.of(Kind.ANSWER)
 
 
+def test_a_plan_is_followed_at_once_under_a_policy_that_queues(net):
+    # MDI-Exit moves a task only to a neighbour whose queue is shorter than its own: one planned task would wait for ever.
+    world = World(net)
+    world.node.settings.policy = "mdi_exit"
+    world.node.post("queue", 1, 5)
+    world.task(rows(1), route=bytes([1] * net.num_segments))
+    world.run()
+    assert [out.target for out in world.of(Kind.TASK)] == [1]
+
+
 def test_without_credit_a_planned_task_waits_for_it(net):
     world = World(net, credit=2)
     for i in range(3):
