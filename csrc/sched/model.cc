@@ -47,12 +47,12 @@ Model::Model(const Config& c)
       wait_(nodes),
       wait_sd_(nodes),
       before_(nodes, 0.0),
+      alone_(static_cast<size_t>(segments) * nodes),
       turn_(nodes),
       return_(nodes),
       moves_(static_cast<size_t>(segments) * nodes),
       moved_(moves_.size(), 0),
       new_costs_(moves_.size(), 0),
-      old_(static_cast<size_t>(buckets) * nodes),
       eager_(static_cast<int64_t>(segments) * nodes * nodes <= c.eager_limit) {
   list_.reserve(nodes);
   for (int p = 0; p < nodes; ++p) {
@@ -63,6 +63,7 @@ Model::Model(const Config& c)
   }
   classes_.insert(classes_.end(), c.classes.begin(), c.classes.end());
   costs_.resize(eager_ ? moves_.size() * nodes : nodes);
+  nearest_.resize(eager_ ? moves_.size() : 0);
   for (size_t i = 0; i < link_up_.size(); ++i) link_up_[i] = config.bandwidth[i] > 0;
   for (int e = 0; e < exits; ++e) exit_probability_[e] = config.thresholds[e] == kInf ? 0.0 : 0.5;
   refresh_all();
@@ -141,20 +142,29 @@ void Model::renew(int s, int p) {
   moved_[at(s, p)] = 1;
 }
 
+double Model::onward_of(int b, int s, const double* costs) const {
+  const double* there = &there_[row(b, s)];
+  double best = kInf;
+  for (int p = 0; p < nodes; ++p) {
+    const double t = costs[p] + there[p];
+    best = t < best ? t : best;
+  }
+  return best;
+}
+
 // C(s, n) for every bucket, from there_ of that segment.
 void Model::onward_row(int s, int n) {
   double* costs = eager_ ? &costs_[at(s, n) * nodes] : costs_.data();
   if (!eager_)
     for (int p = 0; p < nodes; ++p) costs[p] = p == n ? 0.0 : best_move(s, n, p).cost;
-  for (int b = 0; b < buckets; ++b) {
-    const double* there = &there_[row(b, s)];
-    double best = kInf;
-    for (int p = 0; p < nodes; ++p) {
-      const double t = costs[p] + there[p];
-      best = t < best ? t : best;
-    }
-    onward_[row(b, s) + n] = best;
-  }
+  for (int b = 0; b < buckets; ++b) onward_[row(b, s) + n] = onward_of(b, s, costs);
+}
+
+void Model::renew_nearest(int s, int p) {
+  double best = kInf;
+  for (int n = 0; n < nodes; ++n)
+    if (n != p) best = std::min(best, costs_[at(s, n) * nodes + p]);
+  nearest_[at(s, p)] = best;
 }
 
 void Model::rebuild_level(int s) {
@@ -177,37 +187,48 @@ void Model::follow(int from) {
     level_ = std::max(level_, from);
     return;
   }
+  constexpr size_t kFew = 8;  // of more, every minimum is made anew
   for (int s = from; s >= 0; --s) {
     list_.clear();
-    for (int p = 0; p < nodes; ++p) {
-      if (!moved_[at(s, p)]) continue;
-      moved_[at(s, p)] = 0;
-      for (int b = 0; b < buckets; ++b) {
-        old_[static_cast<size_t>(b) * nodes + p] = there_[row(b, s) + p];
+    for (int p = 0; p < nodes; ++p)
+      if (moved_[at(s, p)]) {
+        moved_[at(s, p)] = 0;
+        list_.push_back(p);
+      }
+    if (list_.empty() && !any_costs_) continue;
+    const bool many = list_.size() > kFew;
+    for (int b = 0; b < buckets; ++b) {
+      double was[kFew], is[kFew], least[kFew];  // there_ of the places; least: of a way over them, from elsewhere
+      for (size_t i = 0; i < list_.size(); ++i) {
+        const int p = list_[i];
+        const double before = there_[row(b, s) + p];
         after(b, s, p);
+        if (many) continue;
+        was[i] = before;
+        is[i] = there_[row(b, s) + p];
+        least[i] = nearest_[at(s, p)] + std::min(was[i], is[i]);
       }
-      list_.push_back(p);
-    }
-    for (int n = 0; n < nodes && s > 0; ++n) {
-      bool again = new_costs_[at(s, n)], other = false;
-      new_costs_[at(s, n)] = 0;
-      if (!again && list_.empty()) continue;
-      const double* costs = &costs_[at(s, n) * nodes];
-      for (int b = 0; b < buckets && !again; ++b) {
+      for (int n = 0; n < nodes && s > 0; ++n) {
         double& onward = onward_[row(b, s) + n];
-        double best = onward;
-        for (int p : list_) {
-          const double was = costs[p] + old_[static_cast<size_t>(b) * nodes + p], is = costs[p] + there_[row(b, s) + p];
-          again = again || (was == onward && is > was);  // it was the best and is worse now
-          best = is < best ? is : best;
+        const double* costs = &costs_[at(s, n) * nodes];
+        bool again = many || (any_costs_ && new_costs_[at(s, n)]);
+        double best = kInf;
+        for (size_t i = 0; !many && i < list_.size(); ++i) {
+          if (least[i] > onward && list_[i] != n) continue;  // neither was nor is the best: its row of costs_ need not be fetched
+          const double cost = costs[list_[i]];
+          again = again || cost + was[i] == onward;
+          best = std::min(best, cost + is[i]);
         }
-        other = other || best != onward;
-        if (!again) onward = best;
+        if (best > onward && !again) continue;
+        if (many || best > onward || (any_costs_ && new_costs_[at(s, n)])) best = onward_of(b, s, costs);
+        if (best == onward) continue;
+        onward = best;
+        moved_[at(s - 1, n)] = 1;
       }
-      if (again) onward_row(s, n);
-      moved_[at(s - 1, n)] |= again || other;
     }
+    if (any_costs_) std::fill_n(&new_costs_[at(s, 0)], nodes, uint8_t{0});
   }
+  any_costs_ = false;
 }
 
 void Model::refresh_all() {
@@ -216,7 +237,9 @@ void Model::refresh_all() {
     for (int b = 0; b < nodes; ++b) {
       if (b != me) moves_[at(s, b)] = best_move(s, me, b);
       for (int a = 0; eager_ && a < nodes; ++a) costs_[at(s, a) * nodes + b] = a == b ? 0.0 : best_move(s, a, b).cost;
+      if (eager_) renew_nearest(s, b);
       for (int k = 0; k < buckets; ++k) place(k, s, b);
+      renew_alone(s, b);
     }
   for (int s = exits; s >= 0; --s) rebuild_level(s);
   for (int n = 0; n < nodes; ++n) refresh_wait(n);
@@ -225,6 +248,7 @@ void Model::refresh_all() {
 void Model::refresh_times(int s, int n) {
   renew(s, n);
   follow(s);
+  renew_alone(s, n);
   refresh_wait(n);
 }
 
@@ -235,13 +259,17 @@ void Model::refresh_link(int a, int b) {
     if (!eager_ && !mine) break;
     const Move move = best_move(s, a, b);
     if (mine) moves_[at(s, b)] = move;
-    if (eager_) costs_[at(s, a) * nodes + b] = move.cost;
+    if (eager_) {
+      costs_[at(s, a) * nodes + b] = move.cost;
+      renew_nearest(s, b);
+    }
   }
   for (int s = 0; s < segments; ++s) {
     renew(s, a);
     renew(s, b);
     new_costs_[at(s, a)] = 1;
   }
+  any_costs_ = true;
   follow(exits);
 }
 
@@ -255,19 +283,25 @@ void Model::refresh_node(int n) {
       if (eager_) costs_[at(s, a) * nodes + n] = move.cost;
     }
   }
+  for (int s = 0; s < segments && eager_; ++s) renew_nearest(s, n);
   for (int s = 0; s < segments; ++s)
     for (int p = 0; p < nodes; ++p) {
       if (p == n || n == config.home) renew(s, p);
       moved_[at(s, p)] = new_costs_[at(s, p)] = 1;
     }
+  any_costs_ = true;
   follow(exits);
+}
+
+void Model::renew_alone(int s, int n) {
+  alone_[static_cast<size_t>(n) * segments + s] = config.hosts[at(s, n)] ? segment_time(s, n, 0) : Spread{0.0, 0.0};
 }
 
 void Model::refresh_wait(int n) {
   double total = 0.0, total_var = 0.0, hosted = 0.0;
   for (int s = 0; s < segments; ++s)
     if (config.hosts[at(s, n)]) {
-      const Spread run = segment_time(s, n, 0);
+      const Spread run = alone_[static_cast<size_t>(n) * segments + s];
       total += run.mean;
       total_var += run.var;
       hosted += 1.0;
@@ -368,6 +402,17 @@ void Model::renew_exit(int exit) {
   follow(exit);
 }
 
+void Model::renew_before(int64_t now) {
+  ++before_version_;
+  int64_t until = kInt64Min;
+  for (int p = 0; p < nodes; ++p) {
+    const Medium& m = media_[p];
+    before_[p] = p == me ? 0.0 : link_wait(p, now);
+    until = std::max({until, m.busy_until, m.watched < 0 ? kInt64Min : add_saturated(m.due, Medium::kForgotten)});
+  }
+  busy_until_ = now > until ? until : kInt64Max;  // before_ must be 0 already
+}
+
 void Model::watch(int p, int64_t wire, int64_t now) {
   Medium& m = media_[medium_[p]];
   if (m.watched >= 0 && subtract_saturated(now, m.due) > Medium::kForgotten) {
@@ -400,6 +445,7 @@ void Model::arrived(int p, int64_t now) {
   m.watched = -1;
   m.busy_until = std::max(add_saturated(subtract_saturated(now, delay_ns(p)), m.after), m.last);
   before_now_ = kUnknown;
+  busy_until_ = kInt64Max;
 }
 
 TaskRecord task_record(const Model& m, const Tasks& t, int64_t slot, double slack, double weight) {

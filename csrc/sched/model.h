@@ -41,8 +41,7 @@ class Model {
   const double* sent_before(int64_t now) {
     if (now != before_now_) {
       before_now_ = now;
-      ++before_version_;
-      for (int p = 0; p < nodes; ++p) before_[p] = p == me ? 0.0 : link_wait(p, now);
+      if (now <= busy_until_) renew_before(now);  // else all of it is 0 and was so the last time
     }
     return before_.data();
   }
@@ -99,6 +98,7 @@ class Model {
     Medium& m = media_[medium_[p]];
     if (told_ && subtract_saturated(now, m.busy_until) > Medium::kForgotten) arrived_[p] = sent_[p];  // long there, or lost
     m.busy_until = add_saturated(std::max(m.busy_until, now), wire);
+    busy_until_ = kInt64Max;
     ++sent_[p];
     if (told_) watch(p, wire, now);
     before_[p] = link_wait(p, now);
@@ -112,6 +112,7 @@ class Model {
     --sent_[p];
     if (told_) unwatch(p, wire);
     before_now_ = kUnknown;
+    busy_until_ = kInt64Max;
   }
   void arrived(int p, int64_t now);  // the oldest message to p that is under way
 
@@ -155,12 +156,14 @@ class Model {
   void watch(int p, int64_t wire, int64_t now);
   void unwatch(int p, int64_t wire);
   double link_wait(int p, int64_t now) const {
+    if (now > busy_until_) return 0.0;
     const int64_t free_at = free_at_of(p, now);
     return free_at > now ? static_cast<double>(subtract_saturated(free_at, now)) : 0.0;
   }
+  void renew_before(int64_t now);
   void renew_exit(int exit);
   size_t at(int s, int n) const { return static_cast<size_t>(s) * nodes + n; }
-  size_t row(int bucket, int s) const { return (static_cast<size_t>(bucket) * segments + s) * nodes; }
+  size_t row(int bucket, int s) const { return (static_cast<size_t>(s) * buckets + bucket) * nodes; }
   bool reachable(int a, int b) const { return link_up_[at(a, b)] && node_up_[b]; }
   Move best_move(int s, int a, int b) const;
   double return_time(int n) const;
@@ -169,7 +172,9 @@ class Model {
   void place(int b, int s, int p);
   void after(int b, int s, int p);
   void renew(int s, int p);
+  double onward_of(int b, int s, const double* costs) const;
   void onward_row(int s, int n);
+  void renew_nearest(int s, int p);
   void rebuild_level(int s);
   void follow(int from);
   void refresh_all();
@@ -178,6 +183,7 @@ class Model {
   void refresh_node(int n);
   void refresh_queue(int n);
   void refresh_wait(int n);
+  void renew_alone(int s, int n);
 
   std::vector<TenantClass> classes_;
   std::vector<Estimator> time_, rate_;        // [S, N], [N, N]
@@ -189,20 +195,23 @@ class Model {
   bool shared_ = false, told_ = false;       // any two links over one medium; the host tells when a message is there
   std::vector<int64_t> reached_, accepted_;   // [K]
   std::vector<double> exit_probability_;      // [K]
-  std::vector<double> need_, need_sd_, togo_;  // [NB, S, N]
-  std::vector<double> run_, there_, onward_;   // [NB, S, N]: with prices; of s on p alone, of all from its start there, C(s, n)
+  std::vector<double> need_, need_sd_, togo_;  // [S, NB, N]
+  std::vector<double> run_, there_, onward_;   // [S, NB, N]: with prices; of s on p alone, of all from its start there, C(s, n)
   std::vector<double> wait_, wait_sd_;         // [N]
   std::vector<double> before_;                 // [N] sent_before(before_now_)
+  int64_t busy_until_ = kInt64Min;             // after it every medium is free: mostly so, and then nothing of them is read
   static constexpr int64_t kUnknown = kInt64Min;  // no clock's time: of before_now_ where something was taken back
   int64_t before_now_ = kUnknown, before_version_ = 0;
+  std::vector<Spread> alone_;                  // [N, S] of a single row; {0, 0} where not hosted
   std::vector<Spread> turn_;                   // [N] mean segment there, one row: what each task in the queue costs
   std::vector<double> return_;                // [N]
   std::vector<Move> moves_;                   // [S, N] from this node
   std::vector<double> costs_;                 // [S, N, N] of every move, where that is small enough; else one row of N
-  // follow(): places whose there_ and nodes whose row of costs_ may have moved [S, N]; the places that did [N], their old there_ [NB, N].
+  std::vector<double> nearest_;               // [S, N] the least cost of a move there; only with all of costs_
+  // follow(): places whose there_ and nodes whose row of costs_ may have moved [S, N], and whether any of the latter has; the places that did.
   std::vector<uint8_t> moved_, new_costs_;
+  bool any_costs_ = false;
   std::vector<int> list_;
-  std::vector<double> old_;
   int64_t version_ = 0;
   const bool eager_;
   int level_ = -1;

@@ -19,7 +19,7 @@ int gain_bin(const Config& c, double confidence) {
 class Deadline final : public Policy {
  public:
   explicit Deadline(const Parts& parts)
-      : Policy(parts), last_place_(parts.model.segments, -1), need_(parts.model.nodes), end_(parts.model.nodes) {}
+      : Policy(parts), last_place_(parts.model.segments, -1), waits_(parts.model.wait_mean()) {}
 
   Choice place(const Query& q) override {
     const Model& m = model_;
@@ -60,8 +60,7 @@ class Deadline final : public Policy {
   }
 
  private:
-  // need_ and end_ of every node for such a task without what this node has sent: so they stand until something is learned.
-  // True where nothing but sends of this very moment has happened since the last look.
+  // Which tables such a task reads. True where nothing but sends of this very moment has happened since the last look.
   bool look(const Query& q) {
     Model& m = model_;
     before_ = m.sent_before(q.now);
@@ -70,10 +69,9 @@ class Deadline final : public Policy {
     if (q.segment == segment_ && q.bucket == bucket_ && q.rounds == rounds_ && q.z == z_ && m.version() == version_) return again;
     least_ = kUnknown;
     segment_ = q.segment, bucket_ = q.bucket, rounds_ = q.rounds, z_ = q.z, version_ = m.version();
-    for (int p = 0; p < m.nodes; ++p) {
-      need_[p] = until_answer(q, p, q.z);
-      end_[p] = m.togo(q.bucket, q.segment)[p] + (m.wait_mean()[p] + earlier(q, p));
-    }
+    togo_ = m.togo(q.bucket, q.segment);
+    earlier_ = q.rounds > 0 ? q.rounds * m.segment_time(q.segment, m.me, m.buckets - 1).mean : 0.0;
+    known_ = -1;
     return false;
   }
   // No place ends sooner. Sends only add, so it is asked again only once the last place has come near it.
@@ -84,24 +82,24 @@ class Deadline final : public Policy {
     }
     return least_;
   }
-  // Earlier full batches of the same call.
-  double earlier(const Query& q, int p) const {
-    return p == model_.me && q.rounds > 0 ? q.rounds * model_.segment_time(q.segment, p, model_.buckets - 1).mean : 0.0;
-  }
+  double earlier(int p) const { return p == model_.me ? earlier_ : 0.0; }
   double until_answer(const Query& q, int p, double z) const {
     const Model& m = model_;
-    return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + earlier(q, p));
+    return (m.need_mean(q.bucket, q.segment)[p] + z * m.need_sd(q.bucket, q.segment)[p]) + ((m.wait_mean()[p] + z * m.wait_sd()[p]) + earlier(p));
   }
-  double end(int p) const { return end_[p] + before_[p]; }
-  bool in_time(const Query& q, int p) const { return need_[p] + before_[p] <= std::min(q.slack, kMost); }
+  double end(int p) const { return (togo_[p] + (waits_[p] + earlier(p))) + before_[p]; }
+  // The place asked for last is remembered: the rows of a batch ask for the same one.
+  bool in_time(const Query& q, int p) {
+    if (p != known_) known_ = p, need_ = until_answer(q, p, q.z);
+    return need_ + before_[p] <= std::min(q.slack, kMost);
+  }
   // The open place in time with the least end below `bar` (NaN: any), else `best`.
   template <typename Open>
   int cheapest(const Query& q, int best, double bar, Open&& open) const {
-    const double *const need = need_.data(), *const ends = end_.data(), *const before = before_;
     const double slack = std::min(q.slack, kMost);
     for (int p = 0, n = model_.nodes; p < n; ++p) {
-      const double e = ends[p] + before[p];
-      if (!(e >= bar) && need[p] + before[p] <= slack && open(p)) best = p, bar = e;
+      const double e = end(p);
+      if (!(e >= bar) && until_answer(q, p, q.z) + before_[p] <= slack && open(p)) best = p, bar = e;
     }
     return best;
   }
@@ -132,11 +130,10 @@ class Deadline final : public Policy {
   static constexpr double kMost = std::numeric_limits<double>::max();
 
   std::vector<int> last_place_;     // [S] the node chosen last for a segment
-  const double* before_ = nullptr;  // [N] Model::sent_before at the last look
-  std::vector<double> need_, end_;  // [N] of the last look
-  int64_t version_ = -1, before_version_ = -1, most_rows_ = 1;  // most_rows_: of a batch that was seen here
-  int segment_ = -1, bucket_ = -1;
-  double rounds_ = 0.0, z_ = 0.0, least_ = kUnknown;
+  const double *before_ = nullptr, *togo_ = nullptr, *const waits_;  // [N] of the last look
+  int64_t version_ = -1, before_version_ = -1, most_rows_ = 1;       // most_rows_: of a batch that was seen here
+  int segment_ = -1, bucket_ = -1, known_ = -1;
+  double rounds_ = 0.0, z_ = 0.0, least_ = kUnknown, earlier_ = 0.0, need_ = 0.0;  // earlier_: full batches of the same call; need_: of known_
 };
 
 }  // namespace

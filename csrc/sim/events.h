@@ -16,7 +16,9 @@ struct Event {
   uint64_t order_kind;  // order << 8 | kind
   uint32_t a, b;
   EventKind kind() const { return static_cast<EventKind>(order_kind & 0xFF); }
-  bool before(const Event& other) const { return time != other.time ? time < other.time : order_kind < other.order_kind; }
+  // One number instead of a branch that no predictor learns: the four children of a heap's node come in any order.
+  __int128 key() const { return static_cast<__int128>(time) << 64 | order_kind; }
+  bool before(const Event& other) const { return key() < other.key(); }
 };
 
 class Events {
@@ -59,10 +61,14 @@ class Events {
       const size_t child = 4 * i + 1;
       if (child >= size) break;
       size_t least = child;
+      __int128 soonest = heap_[child].key();
       const size_t end = child + 4 < size ? child + 4 : size;
-      for (size_t c = child + 1; c < end; ++c)
-        if (heap_[c].before(heap_[least])) least = c;
-      if (!heap_[least].before(last)) break;
+      for (size_t c = child + 1; c < end; ++c) {
+        const __int128 key = heap_[c].key();
+        least = key < soonest ? c : least;
+        soonest = key < soonest ? key : soonest;
+      }
+      if (!(soonest < last.key())) break;
       heap_[i] = heap_[least];
       i = least;
     }

@@ -40,6 +40,18 @@ Simulator::Simulator(const World& w, std::vector<sched::Scheduler*> schedulers)
   results.exit.assign(tasks, -1);
   for (auto* column : {&results.outcome, &results.attempts, &results.forced, &results.hops, &attempt_}) column->assign(tasks, 0);
   for (auto* column : {&busy, &ran, &sent}) column->assign(world.nodes, 0);
+  said_.resize(static_cast<size_t>(world.rows) * world.segments);
+  for (size_t row = 0; row < static_cast<size_t>(world.rows); ++row)
+    for (int e = 0; e <= exits_; ++e) {
+      Said& one = said_[row * world.segments + e];
+      const size_t cell = row * exits_ + e;
+      if (!world.pool.empty()) one.pool = static_cast<int32_t>(world.pool[row]);
+      if (e == exits_) break;
+      one.confidence = world.confidence[cell];
+      if (!world.gate.empty()) one.gate = world.gate[cell];
+      if (!world.delta.empty()) one.delta = world.delta[cell];
+      if (!world.label.empty()) one.label = static_cast<int32_t>(world.label[cell]);
+    }
   for (int n = 0; n < world.nodes; ++n) {
     Node& node = nodes_[n];
     const auto& members = world.members[n];
@@ -452,14 +464,11 @@ Decision Simulator::decide(uint32_t w) {
   work.exit = -1;  // an exit is told once
   sched::Sample sample;
   sample.confidence = work.confidence;
-  const size_t row = world.row[work.task];
-  if (!world.pool.empty()) sample.pool = static_cast<int32_t>(world.pool[row]);
-  if (exit >= 0 && exit < exits_) {
-    const size_t cell = row * exits_ + exit;
-    if (!world.gate.empty()) sample.gate = world.gate[cell];
-    if (!world.delta.empty()) sample.delta = world.delta[cell];
-    if (!world.label.empty()) sample.label = static_cast<int32_t>(world.label[cell]);
-  }
+  const Said& said = this->said(work.task, exit < 0 ? exits_ : exit);
+  sample.gate = said.gate;
+  sample.delta = said.delta;
+  sample.label = said.label;
+  sample.pool = said.pool;
   const Decision d = node.scheduler->decide(work.handle, exit, sample, local(node));
   write(What::kDecide, work.task, work.attempt, work.node, exit, d.code());
   return d;
@@ -596,7 +605,7 @@ void Simulator::done(int n) {
     results.cost[work.task] += static_cast<double>(share) / kNs * world.price[n];
     work.exit = static_cast<int16_t>(segment);
     work.segment = static_cast<int16_t>(segment + 1);
-    work.confidence = segment < exits_ ? world.confidence[static_cast<size_t>(world.row[work.task]) * exits_ + segment] : std::nan("");
+    work.confidence = said(work.task, segment).confidence;
     give_credit(work);
     write(What::kRan, work.task, work.attempt, n, segment, took);
   }

@@ -96,6 +96,11 @@ class Simulator {
   struct Observer {
     int node, place;
   };
+  // What one exit says of one row; the end of the network says nothing but the pool.
+  struct alignas(32) Said {
+    double confidence = sched::kNone, gate = sched::kNone, delta = sched::kNone;
+    int32_t label = -1, pool = -1;
+  };
 
   void handle(const Event& event);
   void fault(const Fault& fault);
@@ -122,6 +127,7 @@ class Simulator {
   void restart(int node);
   void set_known(int node, bool up);
   std::vector<uint32_t> works_on(int node) const;
+  const Said& said(uint32_t task, int exit) const { return said_[static_cast<size_t>(world.row[task]) * world.segments + exit]; }
   int64_t home_ns(const Work& work, int node, int to, int64_t* sent_bytes, bool* open) const;
   int64_t local(const Node& node) const {
     const int64_t now = totals.now + node.offset;
@@ -144,6 +150,7 @@ class Simulator {
   std::vector<std::vector<Observer>> observers_;
   std::vector<Work> works_;
   std::vector<uint8_t> attempt_;  // [T] current attempt
+  std::vector<Said> said_;        // [rows, K + 1]: the world's columns side by side, one cache line for a decision instead of five
   std::vector<uint32_t> batch_, rows_, shut_;  // scratch
   uint32_t free_ = kNone;
   Events events_;
