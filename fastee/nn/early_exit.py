@@ -58,7 +58,7 @@ class EarlyExit(nn.Module):
         self._thresholds, self._measure, self._on = [math.inf] * self.num_exits, "max_prob", False
         self._compile_options: dict[str, Any] | None = None
         self._compiled: list[Any] | None = None
-        self._profile = self._scheduler = self._digest = None
+        self._profile = self._scheduler = self._digest = self._graphs = None
         self._qos = QoS()
         self.training = backbone.training
 
@@ -167,6 +167,40 @@ class EarlyExit(nn.Module):
             self._compiled = [torch.compile(self.segment(j), **self._compile_options) for j in range(self.num_segments)]
         return self._compiled[i]
 
+    def capture_segments(
+        self, example: Any, *, batch_sizes: tuple[int, ...] | None = None, wait: str = "auto", layer: Any = None
+    ) -> EarlyExit:
+        """Answer batches like `example`, of up to as many rows, from CUDA graphs from now on, and return the network; None ends that.
+
+        `example`: tensor, tuple or dict on a CUDA device, `batch_sizes` the row counts to capture (default powers of two). `wait`: who
+        chooses how a batch goes on behind an exit: ``auto``, ``never``, ``always`` the host (`GraphRunner`), ``device`` one graph that
+        skips by itself (`fastee.nn.exit_graph.ExitGraphRunner`). Captured by the first such batch, which raises `RuntimeError` with the
+        segment where that fails. Whatever ``graphs.declines`` and calls with a deadline run eagerly. Moving or casting the network ends it.
+
+        >>> import fastee, torch
+        >>> body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+        >>> net = fastee.attach(body, ["0"], num_classes=3, example=torch.zeros(1, 4)).eval().set_rule(thresholds=[0.5])
+        >>> net.capture_segments(torch.zeros(8, 4)).graphs.declines((torch.zeros(2, 4),))
+        'a tensor on cpu: graphs are captured on CUDA devices'
+        """
+        from fastee.nn.exit_graph import ExitGraphRunner
+        from fastee.nn.graphs import WAITS, GraphRunner
+
+        if wait not in (*WAITS, "device"):
+            raise ValueError(f"wait: expected one of {', '.join(WAITS)}, device, got {wait!r}")
+        if example is None:
+            self._graphs = None
+        elif wait == "device":
+            self._graphs = ExitGraphRunner(self, example, batch_sizes=batch_sizes, layer=layer)
+        else:
+            self._graphs = GraphRunner(self, example, batch_sizes=batch_sizes, wait=wait, layer=layer)
+        return self
+
+    @property
+    def graphs(self) -> Any:
+        """The runner that `capture_segments` made, None without one."""
+        return self._graphs
+
     def full(self, x: Any) -> Any:
         """Return the backbone's own answer to `x` (tensor, tuple or dict of the model's inputs), bit for bit."""
         if isinstance(x, Tensor):
@@ -196,6 +230,8 @@ class EarlyExit(nn.Module):
             return self._empty(values[0].device)
         if not self._on:
             return ExitResult._of(Whole(self.inputs.call(self.backbone, values), self.num_exits, self._measure))
+        if self._graphs is not None and self._graphs.declines(values) is None:
+            return self._graphs.run(values)
         with torch.no_grad():
             return self._run(values, rows)
 
@@ -347,11 +383,11 @@ class EarlyExit(nn.Module):
         return self._digest[1]
 
     def _apply(self, fn, recurse=True):
-        self._compiled = self._profile = self._scheduler = None
+        self._compiled = self._profile = self._scheduler = self._graphs = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {**self.__dict__, "_compiled": None, "_scheduler": None, "_digest": None}
+        return {**self.__dict__, "_compiled": None, "_scheduler": None, "_digest": None, "_graphs": None}
 
     def extra_repr(self) -> str:
         return f"exits={list(self.exit_names)}, measure={self._measure!r}, thresholds={self._thresholds}"

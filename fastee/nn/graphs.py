@@ -7,9 +7,11 @@ for it where that pays. A number that came late is still safe: rows only leave.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastee import ops
+from fastee.kernels import cuda
 from fastee.nn.result import ExitResult, judge
 
 WAITS = ("auto", "never", "always")
@@ -28,20 +31,34 @@ class CudaLayer:
 
     def __init__(self, device: torch.device):
         # One pool: a graph may overwrite what later ones keep, but what a batch still needs was there before the graphs that it still runs.
-        self.device, self._pool = device, torch.cuda.graph_pool_handle()
+        self.device, self._pool, self._stream = device, torch.cuda.graph_pool_handle(), None
 
-    def capture(self, body: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """Return a function that replays `body` and the tensors that it then fills."""
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make the device current, and this stream wait for the stream of the batch before: batches share their memory."""
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            if self._stream is not None and stream != self._stream:
+                stream.wait_stream(self._stream)
+            self._stream = stream
+            yield
+
+    def capture(self, body: Callable[[], tuple[Tensor, ...]], join: bool = False) -> tuple[Any, tuple[Tensor, ...]]:
+        """Return a graph whose ``replay()`` repeats `body`, and the tensors that it then fills; with `join` one that `join` takes."""
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(2):  # libraries choose algorithms and Triton compiles before the capture
                 body()
         torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True) if join else torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             out = body()
-        return graph.replay, out
+        return graph, out
+
+    def join(self, stages: list[tuple[dict[int, Any], Tensor | None]]) -> Any:
+        """Return one graph of captured stages that skips on the device; see `fastee.kernels.cuda.ExitGraph`."""
+        return cuda.ExitGraph(stages)
 
     def flags(self, count: int) -> Tensor:
         """Return pinned int64 [count]."""
@@ -50,13 +67,13 @@ class CudaLayer:
     def event(self) -> Any:
         return torch.cuda.Event()
 
-    def seconds(self, replay: Callable[[], None]) -> float:
+    def seconds(self, graph: Any) -> float:
         """Return how long one replay takes, the median of 7."""
         times = []
         for _ in range(7):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            replay()
+            graph.replay()
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end) / 1e3)
@@ -73,7 +90,8 @@ class GraphRunner:
     ``runner(x)`` answers like ``net(x)``: a row takes the exit that the network alone would choose. What it cannot run from graphs
     (another shape, dtype or device, more rows than the largest bucket, no live exit) goes to ``net(x)``; ``declines`` says why. A network
     that cannot be captured raises `RuntimeError` with the segment's number. A changed rule or changed heads are captured again; call
-    `capture` when the backbone's weights have moved (changed in place they need nothing).
+    `capture` when the backbone's weights have moved (changed in place they need nothing). Hooks do not fire in replays. Calls from
+    several threads take turns, calls on several streams follow each other: a batch's memory is the next one's.
 
     >>> import fastee, torch
     >>> from fastee.nn.graphs import GraphRunner
@@ -96,6 +114,7 @@ class GraphRunner:
             raise ValueError(f"batch_sizes: expected numbers from 1 to {largest}, the rows of the example, got {batch_sizes!r}")
         self.buckets = tuple(sorted(set(sizes)))
         self.replays: list[tuple[int, int]] = []  # (segment, bucket) of the last batch, in order
+        self._lock = threading.Lock()
         self._stays = [1.0] * net.num_exits  # share of the rows before an exit that stay behind it, a moving mean
 
     def declines(self, values: tuple[Tensor, ...]) -> str | None:
@@ -110,16 +129,23 @@ class GraphRunner:
             return f"{rows} rows: captured for 1 to {self.buckets[-1]}"
         if self.net.training:
             return "the network trains"
+        if torch.is_autocast_enabled(values[0].device.type):
+            return "autocast is on: the weights that it keeps would die with it and live on in a graph; cast the network instead"
         return None if any(t != math.inf for t in self.net.thresholds) else NEVER
 
     @torch.no_grad()
     def __call__(self, *x: Any, **named: Tensor) -> ExitResult:
         values = self.net._gather_inputs(x, named)
-        if self.declines(values) is not None:
-            return self.net(*x, **named)
-        if self._key != self._state():
-            self.capture()
-        return self._run(values)
+        return self.net(*x, **named) if self.declines(values) is not None else self.run(values)
+
+    @torch.no_grad()
+    def run(self, values: tuple[Tensor, ...]) -> ExitResult:
+        """Answer inputs (a tuple of tensors) that `declines` has nothing against."""
+        with self._lock:
+            if self._key != self._state():
+                self.capture()
+            with self._used.entered():
+                return self._run(values)
 
     def _state(self) -> tuple:
         heads = self.net.heads  # a batch norm is folded into a copy of their weights
@@ -134,56 +160,62 @@ class GraphRunner:
     @torch.no_grad()
     def capture(self) -> GraphRunner:
         """Capture every segment for every bucket and measure them; done by the first call, and again when the rule changes."""
+        device = self._example[0].device
+        self._used, self._key = self._layer or CudaLayer(device), None
+        with torch.inference_mode(False), torch.no_grad(), self._used.entered():  # what is made here outlives a block of the caller
+            largest = self.buckets[-1]
+            # The last row of an answer is nobody's: rows that must not write write there.
+            self._label = torch.full((largest + 1,), -1, dtype=torch.int64, device=device)
+            self._exit = torch.full_like(self._label, self.net.num_exits)
+            self._confidence = torch.zeros(largest + 1, device=device)
+            self._logits = torch.zeros(largest + 1, self.net.num_classes, device=device)
+            self._live = [i for i, t in enumerate(self.net.thresholds) if t != math.inf]
+            self._capture(self._used)
+        self._key = self._state()
+        return self
+
+    def _captured(self, layer: Any, i: int, b: int, body: Callable[[], tuple[Tensor, ...]], **options: bool) -> tuple[Any, Any]:
+        try:
+            return layer.capture(body, **options)
+        except RuntimeError as why:
+            raise RuntimeError(f"segment {i} cannot be captured for {b} rows: {why}") from why
+
+    def _capture(self, layer: Any) -> None:
         net, device = self.net, self._example[0].device
-        layer = self._layer or CudaLayer(device)
-        self._used, self._key = layer, self._state()
-        largest, last = self.buckets[-1], net.num_exits
         self._inputs = {b: tuple(t[:b].clone() for t in self._example) for b in self.buckets}
         self._rows = {b: torch.arange(b, device=device) for b in self.buckets}
         self._alive = {b: torch.ones(b, dtype=torch.bool, device=device) for b in self.buckets}
-        # The last row of an answer is nobody's: rows that must not write write there.
-        self._label = torch.full((largest + 1,), -1, dtype=torch.int64, device=device)
-        self._exit = torch.full_like(self._label, last)
-        self._confidence = torch.zeros(largest + 1, device=device)
-        self._logits = torch.zeros(largest + 1, net.num_classes, device=device)
         self._flags = layer.flags(net.num_exits)
         self._events = [layer.event() for _ in range(net.num_exits)]
-        self._stages: dict[tuple[int, int], Callable[[], None]] = {}
-        self._moves: dict[tuple[int, int, int], Callable[[], None]] = {}
+        self._stages: dict[tuple[int, int], Any] = {}
+        self._moves: dict[tuple[int, int, int], Any] = {}
         for b in self.buckets:
             carry = self._inputs[b]
             for i in range(net.num_segments):
-                try:
-                    self._stages[i, b], carry = layer.capture(lambda i=i, b=b, carry=carry: self._stage(i, b, carry))
-                except RuntimeError as why:
-                    self._key = None
-                    raise RuntimeError(f"segment {i} cannot be captured for {b} rows: {why}") from why
-                self._stages[i, b]()  # the next one warms up on what this one makes
+                self._stages[i, b], carry = self._captured(layer, i, b, lambda i=i, b=b, carry=carry: self._stage(i, b, carry))
+                self._stages[i, b].replay()  # the next one warms up on what this one makes
                 self._inputs[i + 1, b] = carry
-        live = [i for i, t in enumerate(net.thresholds) if t != math.inf]
-        for i in live:
+        for i in self._live:
             for large in self.buckets:
                 for small in self.buckets:
                     if small < large:
                         self._moves[i, large, small], _ = layer.capture(lambda i=i, large=large, small=small: self._move(i, large, small))
-        self._live = live
-        seconds = {k: layer.seconds(replay) for k, replay in self._stages.items()}
+        seconds = {k: layer.seconds(graph) for k, graph in self._stages.items()}
         self._rest = {(i, b): sum(seconds[j, b] for j in range(i, net.num_segments)) for i, b in seconds}
-        self._move_seconds = {k: layer.seconds(replay) for k, replay in self._moves.items()}
+        self._move_seconds = {k: layer.seconds(graph) for k, graph in self._moves.items()}
         self._pause = self._measure_pause(layer)
-        return self
 
     def _measure_pause(self, layer: Any) -> float:
         """Return how long the device idles when the host waits for a flag before it replays on."""
         if not self._moves:
             return 0.0
-        replay, event, times = min(self._moves.items(), key=lambda kv: kv[0][1])[1], self._events[0], []
+        graph, event, times = min(self._moves.items(), key=lambda kv: kv[0][1])[1], self._events[0], []
         for _ in range(7):
-            replay()
+            graph.replay()
             event.record()
             event.synchronize()
             start = perf_counter()
-            replay()
+            graph.replay()
             times.append(perf_counter() - start)
             event.record()
             event.synchronize()
@@ -195,16 +227,16 @@ class GraphRunner:
         alive = self._alive[b]
         if i == net.num_exits:
             label, confidence = judge(carry[0], net.measure)
-            self._answer(alive, b, label, confidence, i, carry[0])
+            self._answer(alive, self._rows[b], label, confidence, i, carry[0])
         elif net.thresholds[i] != math.inf:
             step = net.exit_step(i, carry, logits=True)
-            self._answer(alive & step.exits, b, step.label, step.confidence, i, step.logits)
+            self._answer(alive & step.exits, self._rows[b], step.label, step.confidence, i, step.logits)
             alive &= ~step.exits
             self._flags[i : i + 1].copy_(alive.sum().reshape(1), non_blocking=True)
         return carry
 
-    def _answer(self, take: Tensor, b: int, label: Tensor, confidence: Tensor, exit: int, logits: Tensor) -> None:
-        target = torch.where(take, self._rows[b], self.buckets[-1])
+    def _answer(self, take: Tensor, rows: Tensor, label: Tensor, confidence: Tensor, exit: int, logits: Tensor) -> None:
+        target = torch.where(take, rows, self.buckets[-1])
         self._label.index_copy_(0, target, label)
         self._confidence.index_copy_(0, target, confidence)
         self._exit.index_fill_(0, target, exit)
@@ -244,7 +276,7 @@ class GraphRunner:
         self._rows[b].copy_(torch.arange(b, device=self._rows[b].device))
         self._alive[b].copy_(self._rows[b] < rows)
         for i in range(self.net.num_segments):
-            self._stages[i, b]()
+            self._stages[i, b].replay()
             self.replays.append((i, b))
             if i not in self._live:
                 continue
@@ -257,8 +289,11 @@ class GraphRunner:
                 break
             small = self._fit(known)
             if self.gain(i, b, small) > 0:
-                self._moves[i, b, small]()
+                self._moves[i, b, small].replay()
                 b = small
+        return self._result(rows)
+
+    def _result(self, rows: int) -> ExitResult:
         return ExitResult(*(t[:rows].clone() for t in (self._logits, self._label, self._confidence, self._exit)))
 
     def _collect(self, pending: list[tuple[int, int]], known: int) -> int:
