@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 RESOURCES = Path(__file__).with_name("resources.json")
 TARGETS = (80, 90, 100)
@@ -45,10 +46,10 @@ def calls():
         e(8, 3, 40), e(100, 40), None, "mean_tokens", mask=e(8, 3, dtype=torch.bool), **on
     )  # fmt: skip
     yield "linear_stats vocabulary bf16", lambda: ops.linear_stats(e(64, 4096, dtype=bf16), e(128_256, 4096, dtype=bf16), **on)
-    yield "linear_stats vocabulary fp32 two moments", lambda: ops.linear_stats(e(64, 1024), e(32_000, 1024), second_moment=True, **on)
+    yield "linear_stats vocabulary fp32 two moments", lambda: ops.linear_stats(e(64, 1024), e(262_144, 1024), second_moment=True, **on)
     yield (
         "exit_step vocabulary int8",
-        lambda: ops.exit_step(e(64, 4096, dtype=bf16), ops.QuantizedRows(e(32_000, 4096, dtype=torch.int8), e(32_000)), None, "none", **on),
+        lambda: ops.exit_step(e(64, 4096, dtype=bf16), ops.QuantizedRows(e(262_144, 4096, dtype=torch.int8), e(262_144)), None, "none", **on),
     )
     yield "row_stats", lambda: ops.row_stats(e(32, 1000), **on)
     yield "row_stats wide", lambda: ops.row_stats(e(32, 128_256, dtype=bf16), **on)
@@ -131,6 +132,8 @@ def specimen(kernel, args, meta):
         value = values[parameter.name]
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not parameter.do_not_specialize):
             signature[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, TensorDescriptor):
+            signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{list(value.block_shape)}>"
         elif isinstance(value, torch.Tensor):
             signature[parameter.name], attributes[(i,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
         elif type(value) is int:
@@ -156,27 +159,45 @@ def build(job):
     if "NATIVE" in function.arg_names:  # what the op asks the device for
         constants = {**constants, (function.arg_names.index("NATIVE"),): capability >= 89}
     source = ASTSource(function, signature, constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**options, "enable_fp_fusion": True})
     usage = resource_usage(made.asm["cubin"])
-    return {"registers": usage["REG"], "shared": made.metadata.shared, "stack": usage["STACK"], "local": usage["LOCAL"]}
+    needs = {"registers": usage["REG"], "shared": made.metadata.shared, "stack": usage["STACK"], "local": usage["LOCAL"]}
+    return {**needs, "engines": engines(made.asm["cubin"])} if kernel == "head_kernel" else needs
 
 
-def resource_usage(cubin: bytes) -> dict[str, int]:
-    """Return REG, STACK, SHARED and LOCAL of the kernel in a cubin, as cuobjdump reports them."""
+def cuobjdump(cubin: bytes, what: str) -> str:
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", told)}
+        return subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """Return REG, STACK, SHARED and LOCAL of the kernel in a cubin, as cuobjdump reports them."""
+    return {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", cuobjdump(cubin, "--dump-resource-usage"))}
+
+
+def engines(cubin: bytes) -> list[str]:
+    """Return which of the chip's engines the machine code uses: tensor cores (HMMA a warp's, HGMMA a warp group's, UTC.MMA of Blackwell),
+    asynchronous copies (LDGSTS) and bulk copies (UTMALDG)."""
+    return sorted(set(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA|LDGSTS|UTMALDG)\b", cuobjdump(cubin, "-sass"))))
+
+
+def fits(name: str) -> tuple[int, ...]:
+    """Return the targets of a specimen: the bulk copy engine came with Hopper."""
+    return tuple(t for t in TARGETS if t >= 90 or not name.startswith("bulk"))
 
 
 def measure(targets=TARGETS, workers=2):
     """Return {"<call>: <kernel>": {"sm_80": {...}, ...}} of every kernel variant."""
+    from fastee.kernels.triton._tuning import Tuning
+
     seen = recorded()
-    jobs = [(name, what, capability) for name, what in seen.items() for capability in targets]
+    seen |= {f"bulk {name}": what for name, what in recorded(Tuning(bulk_copies=True)).items() if what not in seen.values()}
+    jobs = [(name, what, capability) for name, what in seen.items() for capability in targets if capability in fits(name)]
     with ProcessPoolExecutor(workers) as pool:
         made = list(pool.map(build, [(what, capability) for _, what, capability in jobs], chunksize=4))
     out: dict[str, dict] = {}

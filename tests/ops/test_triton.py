@@ -55,6 +55,7 @@ def gen(seed=0):
 
 TILES = {"row_classes": 0, "tile_classes": 32, "tile_features": 256}
 SMALL_TILES = {"row_classes": 0, "wide_classes": 8, "vocabulary_classes": 16, "vocabulary_features": 128}
+GROUPS = {**SMALL_TILES, "merge_tiles": 1}
 
 
 def test_every_op_has_the_backend_and_explains_itself():
@@ -114,7 +115,7 @@ def test_tickets_that_a_graph_holds_are_nobody_elses(monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize("way", [{}, TILES, SMALL_TILES], ids=["rows", "tiles", "vocabulary"])
+@pytest.mark.parametrize("way", [{}, TILES, SMALL_TILES, GROUPS], ids=["rows", "tiles", "vocabulary", "groups"])
 @pytest.mark.parametrize("norm", ["layer", "rms", "affine", None])
 @pytest.mark.parametrize("pool,shape", [("mean", (3, 24, 3, 3)), ("mean_tokens", (3, 5, 24)), ("none", (3, 24))])
 def test_every_way_through_a_head_agrees_with_float64(tuned, way, norm, pool, shape):
@@ -131,10 +132,10 @@ def test_every_way_through_a_head_agrees_with_float64(tuned, way, norm, pool, sh
 
 
 @interpreted
-@pytest.mark.parametrize("way", [{}, TILES, SMALL_TILES], ids=["rows", "tiles", "vocabulary"])
+@pytest.mark.parametrize("way", [{}, TILES, SMALL_TILES, GROUPS], ids=["rows", "tiles", "vocabulary", "groups"])
 def test_a_row_does_not_depend_on_its_batch(tuned, way):
     tuned(**way)
-    x, w = torch.randn(67, 40, generator=gen(2)), torch.randn(37, 40, generator=gen(3))
+    x, w = torch.randn(67, 40, generator=gen(2)), torch.randn(87, 40, generator=gen(3))
     rows = slice(60, 67) if way else slice(64, 67)
     whole, part = (ops.exit_step(v, w, None, "none", ops.Norm("layer"), logits=True, **ON) for v in (x if way else x[58:], x[rows]))
     for field in ("label", "confidence", "exits", "logits"):
@@ -143,28 +144,68 @@ def test_a_row_does_not_depend_on_its_batch(tuned, way):
 
 
 @interpreted
-def test_tiles_merged_here_or_by_another_launch_give_the_same_bits(tuned, launches):
-    x, w = torch.randn(9, 50, generator=gen(4)), torch.randn(100, 50, generator=gen(5))
+@pytest.mark.parametrize("classes", [17, 100, 129, 1030])
+def test_tiles_merged_in_one_level_or_in_two(tuned, launches, classes):
+    """2, 7, 9 and 65 tiles; the last group is a part of one, or one tile alone."""
+    x, w = torch.randn(9, 50, generator=gen(4)), torch.randn(classes, 50, generator=gen(5)) / 7
     x[4, 2] = float("nan")
-    tuned(row_classes=0, tile_classes=16, tile_features=64)
-    here = ops.exit_step(x, w, None, "none", threshold=0.2, **ON)
-    assert launches == ["head_kernel"]
-    tuned(row_classes=0, wide_classes=0, vocabulary_classes=32, vocabulary_features=64)
-    there = ops.exit_step(x, w, None, "none", threshold=0.2, **ON)
-    assert launches[1:] == ["head_kernel", "merge_kernel"]
-    for a, b in zip(here.stats[:5], there.stats[:5], strict=True):
-        assert torch.equal(a.nan_to_num(-9.0), b.nan_to_num(-9.0))
-    assert torch.equal(here.index, there.index) and here.label[4] == -1 and not here.exits[4]
+    made = []
+    for most in (128, 1):
+        tuned(row_classes=0, wide_classes=1 << 20, tile_classes=16, tile_features=64, merge_tiles=most)
+        made.append(ops.exit_step(x, w, None, "none", threshold=0.2, **ON))
+    assert launches == ["head_kernel"] * 2
+    want = ops.exit_step(x.double(), w.double(), None, "none", threshold=0.2, backend="reference")
+    for got in made:
+        assert torch.equal(got.label, want.label) and torch.equal(got.exits, want.exits) and got.label[4] == -1
+        assert torch.equal(got.index, want.index) and got.count == want.count
+        for name in ("max_prob", "margin", "entropy", "lse"):
+            assert torch.allclose(getattr(got.stats, name), getattr(want.stats, name).float(), atol=2e-6, equal_nan=True), name
 
 
 @interpreted
-@pytest.mark.parametrize("classes,most", [(10, 1), (1000, 1), (1024, 1), (3000, 2)])
-def test_launches_of_an_exit_step(launches, classes, most):
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+@pytest.mark.parametrize("features", [64, 72, 65])
+def test_bulk_copies_change_no_bit(tuned, monkeypatch, weights, features):
+    """Tiles that hang over both edges; rows of 65 features are not what a bulk copy takes, and go the other way."""
+    x, w = torch.randn(70, features, generator=gen(12)).bfloat16(), torch.randn(33, features, generator=gen(13))
+    w = w.bfloat16() if weights == "bf16" else ops.quantize_rows(w)
+    module, made = triton.load("exit_head"), []
+    described = module.described
+    monkeypatch.setattr(module, "described", lambda *a: made.append(described(*a)) or made[-1])
+    out = []
+    for bulk in (False, True):
+        tuned(row_classes=0, wide_classes=0, vocabulary_classes=16, vocabulary_features=32, bulk_copies=bulk)
+        out.append(ops.exit_step(x, w, None, "none", logits=True, **ON))
+        if not bulk:
+            assert not made
+    fits = [features % 8 == 0, features % (8 if weights == "bf16" else 16) == 0]
+    assert [d is not None for d in made] == fits
+    for field in ("label", "confidence", "exits", "logits", "index"):
+        assert torch.equal(getattr(out[0], field), getattr(out[1], field)), field
+
+
+@interpreted
+def test_counters_are_left_at_zero(tuned, monkeypatch):
+    """A graph is replayed with the same counters: what one launch leaves, the next one finds."""
+    taken, take = [], _triton._tickets.take
+    monkeypatch.setattr(_triton._tickets, "take", lambda x, size: taken.append(take(x, size)) or taken[-1])
+    for way in ({}, TILES, SMALL_TILES, GROUPS):
+        tuned(**way)
+        ops.exit_step(torch.randn(5 if not way else 70, 8), torch.randn(100, 8), None, "none", **ON)
+    assert len(taken) == 4 and taken[3].numel() > taken[2].numel() > 1 and not any(t.any() for t in taken)
+
+
+@interpreted
+@pytest.mark.parametrize("classes", [3, 10, 1000, 1024, 3000, 20_000])
+def test_launches_of_an_exit_step(launches, classes):
     x, w = torch.randn(3, 32, generator=gen(6)), torch.randn(classes, 32, generator=gen(7))
     out = ops.exit_step(x, w, None, "none", ops.Norm("rms"), **ON)
-    assert len(launches) == most and out.logits is None
+    assert launches == ["head_kernel"] and out.logits is None
     ops.exit_step(torch.randn(2, 32, 2, 2), w, **ON)
-    assert len(launches) == 2 * most  # pooling this little again for every tile costs less than a launch
+    assert launches == ["head_kernel"] * 2  # pooling this little again for every tile costs less than a launch
+    ops.exit_step(torch.randn(2, 32, 2, 2), w, None, "mean", ops.Norm("rms"), **ON)
+    rows = classes <= _triton.tuning(x).row_classes  # a program takes a row and all its classes: pooled once
+    assert launches[2:] == (["head_kernel"] if rows else ["pool_kernel", "head_kernel"])
 
 
 @interpreted

@@ -26,7 +26,9 @@ class Tuning:
     tile_features: int = 64
     tile_warps: int = 4
     tile_stages: int = 3
-    wide_classes: int = 1024  # above it: vocabulary tiles, merged by a second launch
+    wide_classes: int = 1024  # above it: vocabulary tiles
+    bulk_copies: bool = False  # vocabulary tiles through the copy engine of Hopper and later (TMA); unmeasured, hence off
+    merge_tiles: int = 64  # more tiles are merged in two levels: one program would merge 64 rows of 501
     vocabulary_classes: int = 256
     vocabulary_features: int = 64
     vocabulary_warps: int = 8

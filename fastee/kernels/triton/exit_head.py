@@ -1,16 +1,19 @@
 """exit_head: pool, norm, linear, statistics and rule, the logits condensed as they are made; with an index also the order of survivors.
 
 Up to `Tuning.row_classes` classes a program takes one row, pools it and multiplies without tensor cores. More classes go to tiles of
-rows x classes on the tensor cores; the tiles of a row are merged by whoever finishes last (up to `wide_classes`) or by a second launch.
-A pooled activation that every tile would have to pool again is pooled by a launch of its own.
+rows x classes on the tensor cores. Whoever finishes last merges: with more than `merge_tiles` tiles the last of every group of them its
+group, and the last of those the groups, so that no program merges much. A pooled activation that every tile would have to pool again is
+pooled by a launch of its own.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import INTERPRETED
 from ._launch import ceil_div, launch, power_of_two
@@ -54,9 +57,10 @@ def head_kernel(
     x, mask, rows, features, x_row, x_feature, inner, x_inner, norm_weight, norm_bias, eps, weight, weight_row, weight_scale, bias, classes,
     temperature, threshold, label, stats, confidence, exits, logits, index, count, state, args, tickets,
     POOL: tl.constexpr, NORM: tl.constexpr, HOW: tl.constexpr, PRECISION: tl.constexpr, MEASURE: tl.constexpr, SECOND: tl.constexpr,
-    MERGE: tl.constexpr, TILES: tl.constexpr, BB: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BLOCK: tl.constexpr,
+    BULK: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr,
+    BB: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j) makes the states of rows [i BB, ...) over classes [j BV, ...). MERGE 0: they are merged by another launch; 1: here."""
+    """Program (i, j) makes the states of rows [i BB, ...) over classes [j BV, ...). GROUP tiles (all, where there is one level) merge first."""
     row = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)
     live = row < rows
     tile = tl.program_id(1)
@@ -91,8 +95,12 @@ def head_kernel(
         z = tl.zeros((BB, BV), tl.float32)
         for first in range(0, features, BD):
             d = first + tl.arange(0, BD)
-            f = load_features(x, mask, row, d, live, features, x_row, x_feature, inner, x_inner, POOL, BI)
-            w = tl.load(weight + wrow[:, None] + d[None, :], known[:, None] & (d < features)[None, :], 0.0)
+            if BULK:  # x and weight are tensor descriptors; what lies outside of them is 0
+                f = x.load([tl.program_id(0) * BB, first])
+                w = weight.load([tile * BV, first])
+            else:
+                f = load_features(x, mask, row, d, live, features, x_row, x_feature, inner, x_inner, POOL, BI)
+                w = tl.load(weight + wrow[:, None] + d[None, :], known[:, None] & (d < features)[None, :], 0.0)
             if HOW == NARROW:
                 z = tl.dot(f, tl.trans(w.to(f.dtype)), z)
             else:
@@ -110,33 +118,30 @@ def head_kernel(
     done = True
     if TILES > 1:
         tiles = tl.num_programs(1)
-        size = rows.to(tl.int64) * tiles
+        groups = (tiles + GROUP - 1) // GROUP if TILES > GROUP else 0  # their states stand behind those of the tiles
+        size = rows.to(tl.int64) * (tiles + groups)
         store_state(state, args, tile.to(tl.int64) * rows + row, size, live, top, arg, second, s, t, s2, t2, SECOND)
-        done = False
-        if MERGE:
-            done = last_of(tickets + 1 + tl.program_id(0), tiles)
-            if done:
-                top, arg, second, s, t, s2, t2 = load_merged(state, args, row, live, rows, size, tiles, TILES, SECOND)
+        group = tile // GROUP
+        first = group * GROUP
+        inside = tl.minimum(tiles - first, GROUP)
+        own = tickets + 1 + tl.program_id(0) * (groups + 1)
+        done = last_of(own + group, inside)
+        if done:
+            at = first.to(tl.int64) * rows
+            top, arg, second, s, t, s2, t2 = load_merged(state + at, args + at, row, live, rows, size, inside, GROUP, SECOND)
+            if TILES > GROUP:
+                at = tiles.to(tl.int64) * rows
+                store_state(state, args, at + group.to(tl.int64) * rows + row, size, live, top, arg, second, s, t, s2, t2, SECOND)
+                done = last_of(own + groups, groups)
+                if done:
+                    top, arg, second, s, t, s2, t2 = load_merged(
+                        state + at, args + at, row, live, rows, size, groups, TILES // GROUP, SECOND
+                    )
     if done:
         finish(row, live, rows, top, arg, second, s, t, s2, t2, temperature, threshold, label, stats, confidence, exits, MEASURE, SECOND)
         if index is not None:
             if last_of(tickets, tl.num_programs(0)):
                 compact_all(exits, 1, rows, index, count, 1, BLOCK)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def merge_kernel(
-    rows, tiles, temperature, threshold, label, stats, confidence, exits, index, count, state, args, tickets,
-    MEASURE: tl.constexpr, SECOND: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program merges the states of one row and finishes it."""
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    live = row < rows
-    top, arg, second, s, t, s2, t2 = load_merged(state, args, row, live, rows, rows.to(tl.int64) * tiles, tiles, TILES, SECOND)
-    finish(row, live, rows, top, arg, second, s, t, s2, t2, temperature, threshold, label, stats, confidence, exits, MEASURE, SECOND)
-    if index is not None:
-        if last_of(tickets, tl.num_programs(0)):
-            compact_all(exits, 1, rows, index, count, 1, BLOCK)
 
 
 class Head(NamedTuple):
@@ -178,22 +183,24 @@ class Plan(NamedTuple):
 
     how: int
     pool_first: bool
-    merge_here: bool
     BB: int
     BV: int
     BD: int
     tiles: int
+    group: int  # tiles that are merged at once
     warps: int
     stages: int
+    bulk: bool  # operands may come by bulk copies, where their addresses allow
 
     def scratch(self, rows: int, features: int, second: bool) -> tuple[int, int, int, int]:
         """Return how much scratch is wanted: fp32 states, int32 class numbers, int32 tickets (zero before and after), fp32 features."""
-        states = rows * self.tiles if self.tiles > 1 else 0
-        return (6 if second else 4) * states, states, 1 + ceil_div(rows, self.BB), rows * features if self.pool_first else 0
+        groups = ceil_div(self.tiles, self.group) if self.tiles > self.group else 0
+        states = rows * (self.tiles + groups) if self.tiles > 1 else 0
+        return (6 if second else 4) * states, states, 1 + ceil_div(rows, self.BB) * (1 + groups), rows * features if self.pool_first else 0
 
     def launches(self) -> int:
         """Return how many launches a head takes."""
-        return 1 + self.pool_first + (not self.merge_here)
+        return 1 + self.pool_first
 
 
 def plan(head: Head, tuning) -> Plan:
@@ -206,7 +213,7 @@ def plan(head: Head, tuning) -> Plan:
         depth = min(power_of_two(features), max(16, tuning.row_elements // tile))
         if pooled:
             depth = min(depth, max(16, 4096 // inner_tile(inner, head.shape[-1])))
-        return Plan(FMA.value, False, True, 1, tile, depth, 1, tuning.row_warps, 2)
+        return Plan(FMA.value, False, 1, tile, depth, 1, 1, tuning.row_warps, 2, False)
     wide = classes > tuning.wide_classes
     rows, columns = tuning.tile_rows, tuning.vocabulary_classes if wide else tuning.tile_classes
     first = pooled and (norm != 0 or rows * features * inner * item > tuning.pooled_bytes)
@@ -215,10 +222,20 @@ def plan(head: Head, tuning) -> Plan:
     depth = tuning.vocabulary_features if wide else tuning.tile_features
     if wide and not narrow:
         columns //= 2  # fp32 operands in three parts: 256 columns spilled registers
+    tiles = ceil_div(classes, columns)
+    group = power_of_two(tiles if tiles <= tuning.merge_tiles else math.isqrt(tiles - 1) + 1)
     return Plan(
-        NARROW.value if narrow else WIDE.value, first, not wide, rows, columns, depth if narrow else depth // 2, ceil_div(classes, columns),
+        NARROW.value if narrow else WIDE.value, first, rows, columns, depth if narrow else depth // 2, tiles, group,
         tuning.vocabulary_warps if wide else tuning.tile_warps, tuning.vocabulary_stages if wide else tuning.tile_stages,
+        tuning.bulk_copies and wide and narrow,
     )  # fmt: skip
+
+
+def described(t, rows: int, features: int, row_stride: int, block: list[int]):
+    """Return a descriptor of t as [rows, features] for bulk copies of `block`, None where 16 bytes do not divide its address or its rows."""
+    if rows == 0 or t.data_ptr() % 16 or row_stride * t.element_size() % 16:
+        return None
+    return TensorDescriptor(t, [rows, features], [row_stride, 1], block)
 
 
 def exit_head(head: Head, how: Plan, measure: int, threshold: float, second: bool, out: Out, scratch: Scratch, tuning) -> None:
@@ -228,20 +245,19 @@ def exit_head(head: Head, how: Plan, measure: int, threshold: float, second: boo
         pool(x, shape, mask, scratch.features)
         x, mask, shape = scratch.features, None, (shape[0], shape[1], 1, shape[1], 1, 1)
     rows, features, inner, x_row, x_feature, x_inner = shape
+    operands, bulk = (x, weight), None
+    if how.bulk and x_feature == 1:
+        bulk = described(x, rows, features, x_row, [how.BB, how.BD]), described(weight, *weight.shape, weight.stride(0), [how.BV, how.BD])
+    if bulk and None not in bulk:
+        operands = bulk
     # The interpreter multiplies the bit patterns of bf16 (triton-lang/triton#11584).
     product, precision = (WIDE.value if how.how == NARROW.value else how.how, "ieee") if INTERPRETED else (how.how, "tf32x3")
-    common: dict[str, Any] = {"MEASURE": measure, "SECOND": second, "TILES": power_of_two(how.tiles), "BLOCK": tuning.step_block}
     launch(
-        head_kernel, (ceil_div(rows, how.BB), how.tiles), x, mask, rows, features, x_row, x_feature, inner, x_inner,
-        norm_weight, norm_bias, eps, weight, weight.stride(0), weight_scale, bias, weight.shape[0], temperature, threshold,
-        out.label, out.stats, out.confidence, out.exits, out.logits, out.index if how.merge_here else None, out.count,
-        scratch.state, scratch.args, scratch.tickets,
-        POOL=inner > 1 or mask is not None, NORM=kind, HOW=product, PRECISION=precision, MERGE=how.merge_here,
-        BB=how.BB, BV=how.BV, BD=how.BD, BI=inner_tile(inner, x_inner) if how.how == FMA.value else 1,  # 64 rows at once fill the registers
-        num_warps=how.warps, num_stages=how.stages, **common,
+        head_kernel, (ceil_div(rows, how.BB), how.tiles), operands[0], mask, rows, features, x_row, x_feature, inner, x_inner,
+        norm_weight, norm_bias, eps, operands[1], weight.stride(0), weight_scale, bias, weight.shape[0], temperature, threshold,
+        out.label, out.stats, out.confidence, out.exits, out.logits, out.index, out.count, scratch.state, scratch.args, scratch.tickets,
+        POOL=inner > 1 or mask is not None, NORM=kind, HOW=product, PRECISION=precision, MEASURE=measure, SECOND=second, BULK=operands is bulk,
+        TILES=max(how.group, power_of_two(how.tiles)), GROUP=how.group, BB=how.BB, BV=how.BV, BD=how.BD,
+        BI=inner_tile(inner, x_inner) if how.how == FMA.value else 1,  # 64 rows at once fill the registers
+        BLOCK=tuning.step_block, num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
-    if not how.merge_here:
-        launch(
-            merge_kernel, (rows,), rows, how.tiles, temperature, threshold, out.label, out.stats, out.confidence, out.exits, out.index,
-            out.count, scratch.state, scratch.args, scratch.tickets, num_warps=4, **common,
-        )  # fmt: skip

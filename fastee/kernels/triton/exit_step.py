@@ -4,7 +4,7 @@ from .exit_head import Head, Out, Plan, Scratch, exit_head, plan
 
 
 def exit_step(head: Head, how: Plan, measure: int, threshold: float, out: Out, scratch: Scratch, tuning) -> None:
-    """Run a head, its rule and the compaction: `Plan.launches`, one up to `wide_classes` classes unless pooling has its own."""
+    """Run a head, its rule and the compaction: `Plan.launches`, one unless pooling has its own."""
     if head.shape[0] == 0:
         out.count.zero_()
     exit_head(head, how, measure, threshold, False, out, scratch, tuning)

@@ -4,7 +4,7 @@ from .exit_head import Head, Out, Plan, Scratch, exit_head, plan
 
 
 def linear_stats(head: Head, how: Plan, second: bool, out: Out, scratch: Scratch, tuning) -> None:
-    """Write label int64 [B] and stats fp32 [4 or 5, B]; one launch up to `wide_classes` classes, else two."""
+    """Write label int64 [B] and stats fp32 [4 or 5, B]; one launch."""
     exit_head(head, how, 0, 0.0, second, out, scratch, tuning)
 
 

@@ -6,8 +6,7 @@ import triton
 import triton.language as tl
 
 from ._launch import ceil_div, launch, power_of_two
-from ._state import INF, condense, finish, store_state
-from .exit_head import merge_kernel
+from ._state import INF, condense, finish, load_merged, store_state
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -29,6 +28,15 @@ def row_stats_kernel(
         finish(row, live, rows, top, arg, second, s, t, s2, t2, temperature, 0.0, label, stats, None, None, 0, SECOND)
 
 
+@triton.jit(do_not_specialize=["rows"])
+def merge_kernel(rows, tiles, temperature, label, stats, state, args, SECOND: tl.constexpr, TILES: tl.constexpr):
+    """One program merges the states of one row."""
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    live = row < rows
+    top, arg, second, s, t, s2, t2 = load_merged(state, args, row, live, rows, rows.to(tl.int64) * tiles, tiles, TILES, SECOND)
+    finish(row, live, rows, top, arg, second, s, t, s2, t2, temperature, 0.0, label, stats, None, None, 0, SECOND)
+
+
 def tiles(classes, tuning):
     """Return how many tiles a row of logits has: one state each, merged by a second launch when there are several."""
     return ceil_div(classes, tuning.state_columns)
@@ -46,6 +54,6 @@ def row_stats(logits, temperature, second, label, stats, state, args, tuning):
     )  # fmt: skip
     if count > 1:
         launch(
-            merge_kernel, (rows,), rows, count, temperature, 0.0, label, stats, None, None, None, None, state, args, None,
-            MEASURE=0, SECOND=second, TILES=power_of_two(count), BLOCK=16, num_warps=4,
+            merge_kernel, (rows,), rows, count, temperature, label, stats, state, args,
+            SECOND=second, TILES=power_of_two(count), num_warps=4,
         )  # fmt: skip
