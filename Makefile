@@ -69,22 +69,26 @@ bench: build
 
 # On a machine with a GPU, with the Python that has a CUDA torch: .venv where there is one, else the system's. Built for that GPU alone.
 GPU_PY := $(shell test -x $(PY) && echo $(PY) || command -v $(PYTHON))
-GPU_RUN = PYTHONPATH=$(CURDIR) $(GPU_PY) -m
+GPU_RUN = $(GPU_PY) -m
+GPU_TEST = $(GPU_RUN) pytest -q -n 4 -p no:cacheprovider -p tests.gpu.sticky
+# A part of a target: at most so many seconds, and what fails stops no other part. 124: more than that.
+PART = timeout -k 5 $(1) $(2) || failed="$$failed; exit $$? of $(2)"
 define ON_GPU
-	@why=$$($(GPU_PY) tests/gpu/here.py 2>&1) || { echo "$@: skipped: $$why"; exit 0; }; \
+	@why=$$($(GPU_PY) tests/gpu/here.py 2>&1) || { echo "$@: skipped: $$why"; exit 0; }; export PYTHONPATH=$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}; \
 	{ cmake -S . -B build-gpu -G Ninja -DPython_EXECUTABLE=$$(command -v $(GPU_PY)) -DFASTEE_TESTS=OFF && cmake --build build-gpu; } \
 	  >build-gpu.log 2>&1 || { tail -20 build-gpu.log; echo "$@: no native parts for the CPU (Cython or Python's headers missing?); libfastee_cuda alone"; \
 	    { cmake -S . -B build-cuda -G Ninja -DFASTEE_PYTHON=OFF -DFASTEE_TESTS=OFF && cmake --build build-cuda --target fastee_cuda; } >build-cuda.log 2>&1 \
 	    || { tail -20 build-cuda.log; echo "$@: no libfastee_cuda; Triton's kernels run without it"; }; }; \
-	$(1)
+	$(1); test -z "$$failed" || { echo "$@: failed$$failed"; exit 1; }
 endef
 
-test-gpu: ## on a GPU: every op against its definition and float64, streams, graphs, compute-sanitizer (some minutes)
-	$(call ON_GPU,FASTEE_TEST_DEVICE=cuda $(GPU_RUN) pytest -q -n 4 -p no:cacheprovider -k "triton or cuda" tests/ops \
-	  && $(GPU_RUN) pytest -q -n 4 -p no:cacheprovider tests/gpu $(ARGS))
+test-gpu: ## on a GPU: every op against its definition and float64, streams, graphs, compute-sanitizer (at most 4 minutes and the build)
+	$(call ON_GPU,$(call PART,80,$(GPU_TEST) tests/gpu -k 'not sanitizer' $(ARGS)); \
+	  $(call PART,100,env FASTEE_TEST_DEVICE=cuda $(GPU_TEST) tests/ops -k 'triton or cuda' $(ARGS)); \
+	  $(call PART,60,$(GPU_TEST) tests/gpu -k sanitizer $(ARGS)))
 
-bench-gpu: ## on a GPU: rows to benchmarks/results/<gpu>.jsonl, or to RESULTS=dir (some minutes)
-	$(call ON_GPU,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS))
+bench-gpu: ## on a GPU: rows to benchmarks/results/<gpu>.jsonl, or to RESULTS=dir (at most 4 minutes and the build)
+	$(call ON_GPU,$(call PART,250,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS)))
 
 plots: build
 	$(PY) -m benchmarks plot
