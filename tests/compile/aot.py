@@ -49,7 +49,9 @@ def calls():
     yield "linear_stats vocabulary fp32 two moments", lambda: ops.linear_stats(e(64, 1024), e(262_144, 1024), second_moment=True, **on)
     yield (
         "exit_step vocabulary int8",
-        lambda: ops.exit_step(e(64, 4096, dtype=bf16), ops.QuantizedRows(e(262_144, 4096, dtype=torch.int8), e(262_144)), None, "none", **on),
+        lambda: ops.exit_step(
+            e(64, 4096, dtype=bf16), ops.QuantizedRows(e(262_144, 4096, dtype=torch.int8), e(262_144)), None, "none", **on
+        ),
     )
     yield "row_stats", lambda: ops.row_stats(e(32, 1000), **on)
     yield "row_stats wide", lambda: ops.row_stats(e(32, 128_256, dtype=bf16), **on)

@@ -22,7 +22,8 @@ def make(*arguments, **environment):
 @pytest.mark.parametrize("target", ["test-gpu", "bench-gpu"])
 def test_a_target_says_why_it_skips(target):
     run = make(target)
-    assert run.returncode == 0 and re.search(rf"^{target}: skipped: torch .* sees no CUDA device$", run.stdout, re.M), run.stdout + run.stderr
+    said = run.stdout + run.stderr
+    assert run.returncode == 0 and re.search(rf"^{target}: skipped: torch .* sees no CUDA device$", run.stdout, re.M), said
 
 
 FAKE = """#!/bin/sh
@@ -46,7 +47,8 @@ def test_a_part_that_fails_stops_no_other(tmp_path):
     tools = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": "/carried"}
     fake = f"GPU_PY={tmp_path / 'python'}"
     good = make("test-gpu", fake, **tools)
-    assert good.returncode == 0 and re.findall(r"^ran (\w+)", good.stdout, re.M) == ["device", "ops", "sanitizer"], good.stdout + good.stderr
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert re.findall(r"^ran (\w+)", good.stdout, re.M) == ["device", "ops", "sanitizer"]
     bad = make("test-gpu", fake, **tools, DEVICE="1", SANITIZER="7")
     assert bad.returncode != 0 and re.findall(r"^ran (\w+)", bad.stdout, re.M) == ["device", "ops", "sanitizer"]
     assert re.search(r"^test-gpu: failed; exit 1 of .*not sanitizer.*; exit 7 of .*sanitizer", bad.stdout, re.M), bad.stdout
