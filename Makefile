@@ -84,11 +84,11 @@ endef
 
 test-gpu: ## on a GPU: every op against its definition and float64, streams, graphs, compute-sanitizer (at most 4 minutes and the build)
 	$(call ON_GPU,$(call PART,80,$(GPU_TEST) tests/gpu -k 'not sanitizer' $(ARGS)); \
-	  $(call PART,100,env FASTEE_TEST_DEVICE=cuda $(GPU_TEST) tests/ops -k 'triton or cuda' $(ARGS)); \
-	  $(call PART,60,$(GPU_TEST) tests/gpu -k sanitizer $(ARGS)))
+	  $(call PART,95,env FASTEE_TEST_DEVICE=cuda $(GPU_TEST) tests/ops -k 'triton or cuda' $(ARGS)); \
+	  $(call PART,55,$(GPU_TEST) tests/gpu -k sanitizer $(ARGS)))
 
 bench-gpu: ## on a GPU: rows to benchmarks/results/<gpu>.jsonl, or to RESULTS=dir (at most 4 minutes and the build)
-	$(call ON_GPU,$(call PART,250,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS)))
+	$(call ON_GPU,$(call PART,220,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS)))
 
 plots: build
 	$(PY) -m benchmarks plot

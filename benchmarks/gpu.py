@@ -589,7 +589,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--rounds", type=int, default=30)
     p.add_argument("--only", default=",".join(names), help="comma separated, in this order: %(default)s")
-    p.add_argument("--seconds", type=float, default=240, help="for all parts together; default %(default)s")
+    p.add_argument("--seconds", type=float, default=210, help="for all parts together; default %(default)s")
     p.add_argument("--part", choices=names, help="this one, in this process")
     p.add_argument("--roofs", nargs=2, type=float, metavar=("GB/s", "GFLOP/s"), help="of this run, for --part")
     p.add_argument("--kernel", choices=KERNELS, help=argparse.SUPPRESS)

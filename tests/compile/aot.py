@@ -161,7 +161,7 @@ def build(job):
     if "NATIVE" in function.arg_names:  # what the op asks the device for
         constants = {**constants, (function.arg_names.index("NATIVE"),): capability >= 89}
     source = ASTSource(function, signature, constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={**options, "enable_fp_fusion": True})
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True, **options})
     usage = resource_usage(made.asm["cubin"])
     needs = {"registers": usage["REG"], "shared": made.metadata.shared, "stack": usage["STACK"], "local": usage["LOCAL"]}
     return {**needs, "engines": engines(made.asm["cubin"])} if kernel == "head_kernel" else needs

@@ -86,6 +86,35 @@ def test_kernels_know_nothing_of_torch_and_allocate_nothing():
         )
 
 
+def test_a_failed_launch_is_named(monkeypatch):
+    if triton.missing():
+        pytest.skip(triton.missing())
+    from fastee.kernels.triton import _launch
+
+    class Kernel:
+        def __init__(self, why):
+            self.why, self.fn = why, ops.compact
+
+        def __getitem__(self, grid):
+            def run(*args, **options):
+                assert options == {"enable_fp_fusion": False, "num_warps": 4}
+                if self.why:
+                    raise RuntimeError(self.why)
+
+            return run
+
+    monkeypatch.setattr(_launch, "_before", None)
+    call = lambda why, grid=(1,): _launch.launch(Kernel(why), grid, 1, num_warps=4, enable_fp_fusion=False)
+    with pytest.raises(RuntimeError, match=r"^compact\.compact: Triton Error \[CUDA\]: out of memory$"):
+        call("Triton Error [CUDA]: out of memory")
+    with pytest.raises(RuntimeError, match=r"^compact\.compact: .*sticky: .*launch before this one: none\)"):
+        call("Triton Error [CUDA]: an illegal memory access was encountered")
+    call(None)
+    call("never called", grid=(3, 0))
+    with pytest.raises(RuntimeError, match=r"sticky: .*launch before this one: compact\.compact\)"):
+        call("CUDA error: misaligned address")
+
+
 def test_tickets_that_a_graph_holds_are_nobody_elses(monkeypatch):
     pool = _triton._Tickets()
 

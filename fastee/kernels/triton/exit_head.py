@@ -60,7 +60,7 @@ def head_kernel(
     BULK: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr,
     BB: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j) makes the states of rows [i BB, ...) over classes [j BV, ...). GROUP tiles (all, where there is one level) merge first."""
+    """Program (i, j) makes the states of rows [i BB, ...) over classes [j BV, ...). GROUP tiles merge first, or all."""
     row = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)
     live = row < rows
     tile = tl.program_id(1)
@@ -232,7 +232,7 @@ def plan(head: Head, tuning) -> Plan:
 
 
 def described(t, rows: int, features: int, row_stride: int, block: list[int]):
-    """Return a descriptor of t as [rows, features] for bulk copies of `block`, None where 16 bytes do not divide its address or its rows."""
+    """Return a descriptor of t as [rows, features] for bulk copies of `block`, None where 16 bytes do not divide its address or rows."""
     if rows == 0 or t.data_ptr() % 16 or row_stride * t.element_size() % 16:
         return None
     return TensorDescriptor(t, [rows, features], [row_stride, 1], block)
@@ -256,7 +256,8 @@ def exit_head(head: Head, how: Plan, measure: int, threshold: float, second: boo
         head_kernel, (ceil_div(rows, how.BB), how.tiles), operands[0], mask, rows, features, x_row, x_feature, inner, x_inner,
         norm_weight, norm_bias, eps, operands[1], weight.stride(0), weight_scale, bias, weight.shape[0], temperature, threshold,
         out.label, out.stats, out.confidence, out.exits, out.logits, out.index, out.count, scratch.state, scratch.args, scratch.tickets,
-        POOL=inner > 1 or mask is not None, NORM=kind, HOW=product, PRECISION=precision, MEASURE=measure, SECOND=second, BULK=operands is bulk,
+        POOL=inner > 1 or mask is not None, NORM=kind, HOW=product, PRECISION=precision, MEASURE=measure, SECOND=second,
+        BULK=operands is bulk,
         TILES=max(how.group, power_of_two(how.tiles)), GROUP=how.group, BB=how.BB, BV=how.BV, BD=how.BD,
         BI=inner_tile(inner, x_inner) if how.how == FMA.value else 1,  # 64 rows at once fill the registers
         BLOCK=tuning.step_block, num_warps=how.warps, num_stages=how.stages,
