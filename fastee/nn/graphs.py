@@ -52,7 +52,8 @@ class CudaLayer:
                 body()
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph(keep_graph=True) if join else torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may go on allocating; a stream of this device, for torch's own capture stream is of the device that captured first.
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             out = body()
         return graph, out
 

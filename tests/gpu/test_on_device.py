@@ -1,5 +1,6 @@
 """What only a device can show: streams, graphs, memory, 64-bit offsets, batches, errors. The ops' bodies run there through tests/ops."""
 
+import copy
 import os
 import re
 import shutil
@@ -165,24 +166,59 @@ def test_wrong_input_has_the_errors_of_the_cpu():
     torch.cuda.synchronize()  # nothing was launched that failed
 
 
-def test_a_runner_on_graphs_answers_like_the_network():
+def network(wait):
+    """Return a small network with three exits on the device, whose rows leave at all of them."""
     pytest.importorskip("msgspec", reason="msgspec is not installed (fastee.nn needs it)")
     import fastee
-    from fastee.nn.graphs import GraphRunner
+    from fastee.kernels import cuda
 
+    if wait == "device" and cuda.missing():
+        pytest.skip(cuda.missing())
     torch.manual_seed(0)
     body = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh()) for _ in range(4)], torch.nn.Linear(64, 10))
     net = fastee.attach(body.eval(), exits=["0", "1", "2"], num_classes=10, example=torch.zeros(2, 64)).eval().cuda()
     for head in net.heads:
         torch.nn.init.normal_(head.linear.weight, std=0.6)
-    net.set_rule("max_prob", [0.9, 0.85, 0.8])
-    for wait in ("never", "auto", "always"):
-        runner = GraphRunner(net, torch.randn(32, 64, device="cuda"), wait=wait)
-        for rows in (32, 1, 19, 32):
-            x = randn(rows, 64, seed=rows)
-            out, want = runner(x), net(x)
-            assert torch.equal(out.exit, want.exit) and torch.equal(out.label, want.label), (wait, rows)
-            assert torch.allclose(out.logits, want.logits, atol=1e-4)
+    return net.set_rule("max_prob", [0.9, 0.85, 0.8])
+
+
+@pytest.mark.parametrize("wait", ["never", "auto", "always", "device"])
+def test_a_network_in_graphs_answers_like_itself(wait):
+    net = network(wait).capture_segments(randn(32, 64), wait=wait)
+    for rows in (32, 1, 19, 32):
+        x = randn(rows, 64, seed=rows)
+        out = net(x)
+        runner, net._graphs = net._graphs, None
+        want = net(x)
+        net._graphs = runner
+        assert torch.equal(out.exit, want.exit) and torch.equal(out.label, want.label), (wait, rows)
+        assert torch.allclose(out.logits, want.logits, atol=1e-4)
+    assert runner._key is not None  # graphs ran
+    side, xs = torch.cuda.Stream(), [randn(32, 64, seed=s) for s in range(8)]
+    alone = [(o.label, o.exit) for o in map(runner, xs)]
+    torch.cuda.synchronize()
+    got = []
+    for i, x in enumerate(xs):  # two streams in turn: a batch waits for the one before, whose memory it takes
+        with torch.cuda.stream(side if i % 2 else torch.cuda.current_stream()):
+            if i % 2:
+                torch.cuda._sleep(20_000_000)
+            out = runner(x)
+            got.append((out.label, out.exit))
+    torch.cuda.synchronize()
+    for (label, exit), (a, b) in zip(alone, got, strict=True):
+        assert torch.equal(label, a) and torch.equal(exit, b)
+
+
+def test_a_network_in_one_graph_against_float64():
+    """Everybody leaves at once, nobody leaves, and some."""
+    net = network("device")
+    x = randn(32, 64, seed=9)
+    for thresholds in ([0.0, 0.9, 0.9], [9.0, 9.0, 9.0], [0.6, 0.6, 0.6]):
+        net.set_rule(thresholds=thresholds).capture_segments(x, wait="device")
+        out = net(x)
+        want = copy.deepcopy(net).cpu().double()(x.cpu().double())
+        sure = (want.confidence - 0.6).abs() > 1e-4
+        assert torch.equal(out.exit.cpu()[sure], want.exit[sure]) and torch.equal(out.label.cpu()[sure], want.label[sure])
 
 
 @pytest.mark.parametrize("name", [name for name, _ in small.calls("triton")] if torch.cuda.is_available() else [])
