@@ -70,7 +70,7 @@ bench: build
 # On a machine with a GPU, with the Python that has a CUDA torch: .venv where there is one, else the system's. Built for that GPU alone.
 GPU_PY := $(shell test -x $(PY) && echo $(PY) || command -v $(PYTHON))
 GPU_RUN = $(GPU_PY) -m
-GPU_TEST = $(GPU_RUN) pytest -q -n 4 -p no:cacheprovider -p tests.gpu.sticky
+GPU_TEST = $(GPU_RUN) pytest -q -n auto --maxprocesses 12 -p no:cacheprovider -p tests.gpu.sticky
 # A part of a target: at most so many seconds, and what fails stops no other part. 124: more than that.
 PART = timeout -k 5 $(1) $(2) || failed="$$failed; exit $$? of $(2)"
 define ON_GPU
@@ -82,13 +82,13 @@ define ON_GPU
 	$(1); test -z "$$failed" || { echo "$@: failed$$failed"; exit 1; }
 endef
 
-test-gpu: ## on a GPU: every op against its definition and float64, streams, graphs, compute-sanitizer (at most 4 minutes and the build)
-	$(call ON_GPU,$(call PART,80,$(GPU_TEST) tests/gpu -k 'not sanitizer' $(ARGS)); \
-	  $(call PART,95,env FASTEE_TEST_DEVICE=cuda $(GPU_TEST) tests/ops -k 'triton or cuda' $(ARGS)); \
-	  $(call PART,55,$(GPU_TEST) tests/gpu -k sanitizer $(ARGS)))
+test-gpu: ## on a GPU: every op against its definition and float64, streams, graphs, compute-sanitizer (at most 3.5 minutes and the build)
+	$(call ON_GPU,$(call PART,70,$(GPU_TEST) tests/gpu -k 'not sanitizer' $(ARGS)); \
+	  $(call PART,75,env FASTEE_TEST_DEVICE=cuda $(GPU_TEST) tests/ops -k 'triton or cuda' $(ARGS)); \
+	  $(call PART,60,$(GPU_TEST) tests/gpu -k sanitizer $(ARGS)))
 
-bench-gpu: ## on a GPU: rows to benchmarks/results/<gpu>.jsonl, or to RESULTS=dir (at most 4 minutes and the build)
-	$(call ON_GPU,$(call PART,220,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS)))
+bench-gpu: ## on a GPU: rows to benchmarks/results/<gpu>.jsonl, or to RESULTS=dir (at most 4.5 minutes and the build)
+	$(call ON_GPU,$(call PART,270,$(GPU_RUN) benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(ARGS)))
 
 plots: build
 	$(PY) -m benchmarks plot

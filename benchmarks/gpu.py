@@ -320,7 +320,8 @@ def vocabularies(bench: Bench) -> None:
         xs = [randn(rows, features, dtype=BF16, seed=i) for i in range(4)]
         ours = lambda i, xs=xs: lambda: ops.linear_stats(xs[i], w, backend="triton")
         cases = [Timed("triton", ours, 4, 8)]
-        cases += [Timed(name, lambda i, f=fields, ours=ours: tuned(ours(i), **f), 4, 8, str(fields)) for name, fields in VARIANTS.items()]
+        for name, fields in VARIANTS.items() if rows == max(BATCHES) else ():
+            cases.append(Timed(name, lambda i, f=fields, ours=ours: tuned(ours(i), **f), 4, 8, str(fields)))
         bars = [share("triton", 0.85)]
         if rows in COMPILED:
             cases.append(Timed("compile", lambda i, xs=xs: lambda: compiled(xs[i]), 4, 8, "max-autotune of linear + softmax + max"))
@@ -589,7 +590,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--rounds", type=int, default=30)
     p.add_argument("--only", default=",".join(names), help="comma separated, in this order: %(default)s")
-    p.add_argument("--seconds", type=float, default=210, help="for all parts together; default %(default)s")
+    p.add_argument("--seconds", type=float, default=260, help="for all parts together; default %(default)s")
     p.add_argument("--part", choices=names, help="this one, in this process")
     p.add_argument("--roofs", nargs=2, type=float, metavar=("GB/s", "GFLOP/s"), help="of this run, for --part")
     p.add_argument("--kernel", choices=KERNELS, help=argparse.SUPPRESS)
