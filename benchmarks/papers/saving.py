@@ -3,11 +3,12 @@
 Thresholds are chosen on validation rows for a loss of at most 0.5 points (*guaranteed*: with confidence 0.95; *searched*: on those rows) and judged on the test rows:
 ``accuracy`` and, per row of the table, ``cost``: of "multiply-adds" the mean up to the exit taken, heads included; of "seconds" the time of the network with exits over
 that of the backbone alone, one thread, batch by batch interleaved, both of them whole: embeddings, exits, gathering of the rows that stay. ``point`` is the batch.
-*full*: MiniLM of 6 layers on SST-2, fine-tuned with its exits, timed on
-sentences of 9 word pieces (the median is 10), so that no row is padded; *quick*: the demo network on images.
+*full*: MiniLM of 6 layers on SST-2, fine-tuned with its exits, timed on sentences of 9 word pieces (the median is 10), so that no row is padded; ResNet-56 on
+CIFAR-10 (as JPEG), fine-tuned, then two exits with branches fitted to it: thresholds from 10,000 images held out of the training folder, judged on the 5,000 of
+the test folder. *quick*: the demo network on images.
 
-Verdict rule: *reproduced* when the searched thresholds save at least 35 % of the seconds at batch 1 and at batch 32 and lose at most 0.5 points on the test rows;
-*direction only* when both save time at that loss.
+Verdict rule: *reproduced* when the searched thresholds save at least 35 % of the seconds at batch 1 and at batch 32 (CIFAR-10: 45 % of the multiply-adds) and lose at
+most 0.5 points on the test rows; *direction only* when they save any at that loss.
 """
 
 from __future__ import annotations
@@ -32,18 +33,23 @@ SEARCHED, GUARANTEED = "searched", "guaranteed"
 
 
 def run(seed: int, quick: bool, console) -> list[Row]:
-    size = "quick" if quick else "full, SST-2"
     if quick:
         net = fastee.attach(fastee.data.demo_network(), ["stage1", "stage2", "stage3"], 10, images("test")[0][:2])
         fastee.fit(net, batches(*images("train")), epochs=3, seed=seed, progress=False)
         val, test = (real.listen(net, batches(*images(s))) for s in ("val", "test"))
-        some = lambda size: batches(*images("test"), size)
-    else:
-        net = real.network("sst2", seed)
-        val, test = (real.said("sst2", seed, s) for s in ("sst2-val", "sst2-test"))
-        ids, y = real.sentences("sst2-test")
-        those = [i for i, tokens in enumerate(ids) if len(tokens) == real.PIECES]
-        some = lambda size: real.Sentences([ids[i] for i in those], y[those], size, share=1.0)
+        return judged("quick", seed, net, val, test, lambda size: batches(*images("test"), size), console)
+    ids, y = real.sentences("sst2-test")
+    those = [i for i, tokens in enumerate(ids) if len(tokens) == real.PIECES]
+    some = lambda size: real.Sentences([ids[i] for i in those], y[those], size, share=1.0)
+    rows = judged("full, SST-2", seed, real.network("sst2", seed), *(real.said("sst2", seed, s) for s in ("sst2-val", "sst2-test")), some, console)
+    said, pictures = real.said("cifar10-branch", seed, "cifar10"), real.cifar10()
+    held, test = np.split(np.arange(len(said.y)), [real.CIFAR_VAL])
+    some = lambda size: real.Images(*(pictures[k][-len(test) :] for k in "xy"), size)
+    return rows + judged("full, CIFAR-10", seed, real.network("cifar10-branch", seed), said.take(held), said.take(test), some, console)
+
+
+def judged(size: str, seed: int, net: fastee.EarlyExit, val: real.Said, test: real.Said, some, console) -> list[Row]:
+    """Return the rows of a network: `val` chooses its thresholds, `test` judges them, ``some(batch)`` gives the batches that are timed."""
     full, rows = test.right[:, -1], [Row("saving", size, seed, "backbone alone", "baseline", float(test.right[:, -1].mean()), 1.0)]
     for method, confidence in ((SEARCHED, None), (GUARANTEED, CONFIDENCE)):
         found = fastee.calibration.thresholds(val.stats("max_prob")[:, :-1], val.right, val.cost, MAX_DROP, confidence)
@@ -96,5 +102,9 @@ def verdict(rows: list[Row]) -> tuple[str, str]:
         macs = 1 - mean(f"{method}, multiply-adds", None, lambda r: r.cost)
         said.append(f"{method}: {saved}, {100 * macs:.1f} % of the multiply-adds, {100 * drop:.2f} points lost")
     spent, drop = costs[SEARCHED]
-    reached = "reproduced" if max(spent) <= 0.65 else "direction only" if max(spent) < 1 else "not reproduced"
+    if rows[0].size.endswith("CIFAR-10"):
+        macs = mean(f"{SEARCHED}, multiply-adds", None, lambda r: r.cost)
+        reached = "reproduced" if macs <= 0.55 else "direction only" if macs < 1 else "not reproduced"
+    else:
+        reached = "reproduced" if max(spent) <= 0.65 else "direction only" if max(spent) < 1 else "not reproduced"
     return reached if drop <= MAX_DROP else "not reproduced", "; ".join(said)

@@ -11,7 +11,8 @@ import numpy as np
 from fastee.calibration.risk import conformal_risk, hoeffding_bentkus_p, p_values, samples_needed, upper_bound
 from fastee.calibration.search import OFF, Search, exits_of
 
-RUNGS = 40
+RUNGS = 100
+BEYOND = 2.0  # times the budget: a quarter of the rows may make thresholds look twice as bad as they are
 GUARANTEES = ("ltt", "hoeffding_bentkus", "crc")
 
 
@@ -53,9 +54,9 @@ def thresholds(
         seed: of the split below.
 
     The loss of a row is ``correct[end] - correct[exit taken]`` in {-1, 0, 1}. Method: Learn then Test (arXiv 2110.01052). One quarter of the
-    rows (drawn by `seed`) finds the best thresholds for the budget and a ladder of cautious versions of them; the
-    others test the ladder from the cautious end, each rung against "drop > max_drop" at level 1 - confidence, until one is not
-    rejected (fixed-sequence testing). The cheapest rung passed is taken; cost, drop and exits are those on all rows. When no rung passes,
+    rows (drawn by `seed`) finds a path of thresholds from every exit off to bold, the cheapest for the answers each step loses; the
+    others test the path from the cautious end, each rung against "drop > max_drop" at level 1 - confidence, until one is not
+    rejected (fixed-sequence testing). The last rung passed, the cheapest, is taken; cost, drop and exits are those on all rows. When no rung passes,
     every threshold is +inf and ``note`` says how many rows the guarantee needs.
 
     >>> import numpy as np
@@ -92,33 +93,38 @@ def thresholds(
     level = 1.0 - confidence
     if max_drop == 0:
         return _report(everything, off, 0.0, confidence, "no finite number of rows can guarantee max_drop=0; exits stay off")
-    if guarantee == "crc":
-        needed, short = rows_for(math.ceil(1 / max_drop) - 1), f"max_drop={max_drop:g} in expectation"
-    else:
-        sharp = guarantee == "ltt"
-        needed = rows_for(samples_needed(max_drop, level, signed and sharp))
-        short = f"max_drop={max_drop:g} with confidence {confidence:g}"
-    short += f" needs at least {needed} rows"
     if len(learn) == 0:
-        return _report(everything, off, 0.0, confidence, f"{short}, got {len(u)}; exits stay off")
+        return _report(everything, off, 0.0, confidence, _short(len(u), guarantee, max_drop, confidence, signed)[1])
+    if guarantee != "ltt":
+        loss = np.maximum(loss, 0.0)  # what those two bound: gains do not make up for losses
     search = Search(u[learn], loss[learn], c)
-    rungs = search.ladder(search.best(max_drop), RUNGS)
+    rungs = search.path(search.points(BEYOND * max_drop), BEYOND * max_drop, RUNGS)
     exits = np.stack([exits_of(everything.score[test], r) for r in rungs], axis=1)
     lost = loss[test][np.arange(len(test))[:, None], exits]
     if guarantee == "crc":
-        fails = conformal_risk(np.maximum(lost, 0.0)) > max_drop
+        fails = conformal_risk(lost) > max_drop
     elif guarantee == "hoeffding_bentkus":
-        fails = hoeffding_bentkus_p(np.maximum(lost, 0.0), max_drop) > level
+        fails = hoeffding_bentkus_p(lost, max_drop) > level
     else:
         fails = p_values(lost, max_drop, signed, level) > level
     passed = int(np.argmax(fails)) if fails.any() else len(rungs)
     if passed == 0:
-        why = f"{short}, got {len(u)}" if len(u) < needed else f"the most cautious thresholds already miss max_drop={max_drop:g} on {len(test)} test rows"
-        return _report(everything, off, 0.0, confidence, f"{why}; exits stay off")
-    best = min(range(passed), key=lambda j: (everything.value(rungs[j])[0], -j))
-    if not (rungs[best] < OFF).any():
+        needed, short = _short(len(u), guarantee, max_drop, confidence, signed)
+        miss = f"the most cautious thresholds already miss max_drop={max_drop:g} on {len(test)} test rows; exits stay off"
+        return _report(everything, off, 0.0, confidence, short if len(u) < needed else miss)
+    if not (rungs[passed - 1] < OFF).any():
         return _report(everything, off, 0.0, confidence, "no exit saves cost within the budget")
-    return _report(everything, rungs[best], max_drop, confidence, "")
+    return _report(everything, rungs[passed - 1], max_drop, confidence, "")
+
+
+def _short(rows: int, guarantee: str, max_drop: float, confidence: float, signed: bool) -> tuple[int, str]:
+    """Return how many rows the guarantee needs at least, and the sentence that says so."""
+    if guarantee == "crc":
+        needed, promise = math.ceil(1 / max_drop) - 1, "in expectation"
+    else:
+        needed, promise = samples_needed(max_drop, 1.0 - confidence, signed and guarantee == "ltt"), f"with confidence {confidence:g}"
+    needed = rows_for(needed)
+    return needed, f"max_drop={max_drop:g} {promise} needs at least {needed} rows, got {rows}; exits stay off"
 
 
 def split_rows(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -85,6 +85,9 @@ def _write(net: EarlyExit, folder: Path, kind: str) -> Manifest:
     cpu = torch.device("cpu")
     if any(t.device != cpu for t in (*net.parameters(), *net.buffers())):
         raise ValueError("net: export runs on the CPU; call net.cpu() first")
+    branched = next((n for n, h in zip(net.exit_names, net.heads, strict=True) if h.branch is not None), None)
+    if branched is not None:
+        raise ValueError(f"net: exit {branched!r} has a branch of convolutions, which no exported engine runs; attach with another kind of head")
     with torch.no_grad():
         for i in range(net.num_segments):
             file = folder / f"segment{i}.{KINDS[kind]}"

@@ -22,7 +22,7 @@ def attach(
     pool: str | list[str] = "auto",
     norm: str | None = "batch",
     mask: str | None = None,
-    head: str = "linear",
+    head: str | nn.Module | list[str | nn.Module] = "linear",
     **shape: Any,
 ) -> networks.EarlyExit | ExitModel:
     """Return the backbone with untrained exit heads behind the named submodules; all exits are off until a rule is set.
@@ -41,7 +41,7 @@ def attach(
         norm: ``batch``, ``layer``, ``rms`` or None, between pool and linear.
         mask: name of the input [B, T] that is non-zero at real tokens, for ``pool="mean_tokens"``; it travels with every carry.
         head: kind of every head, see `fastee.ExitHead`; ``"shared"``: linear heads with common weight and bias (all exits equally wide),
-            norms apart.
+            norms apart; or a list of one per exit. Where early maps say little in their mean: ``"conv:N"`` or a branch of your own, a module.
         shape: with a name, what its maker takes: fields of the family's configuration, or arguments of ``timm.create_model``.
 
     A model of Hugging Face comes back as `fastee.integrations.transformers.ExitModel`, for texts of any length; its ``.net`` is the

@@ -24,7 +24,7 @@ def attach(
     pool: str | list[str] = "auto",
     norm: str | None = "batch",
     mask: str | None = None,
-    head: str = "linear",
+    head: str | nn.Module | list[str | nn.Module] = "linear",
 ) -> EarlyExit:
     """Return the module with untrained exit heads: what `fastee.attach`, whose arguments these are, does once it holds a module and its example.
 
@@ -103,6 +103,10 @@ def _exit_names(backbone: nn.Module, exits: Any) -> tuple[tuple[str, ...], int |
     return names, None
 
 
+def _kind_names(head: Any) -> Any:
+    return [_kind_names(h) for h in head] if isinstance(head, (list, tuple)) else head if isinstance(head, str) else type(head).__name__
+
+
 def _some(names: list[str], most: int = 40) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -111,9 +115,12 @@ def _heads(backbone, found, cuts, num_classes, pool, norm, kind_of_head) -> list
     pools = [pool] * len(cuts) if isinstance(pool, str) else list(pool)
     if len(pools) != len(cuts):
         raise ValueError(f"pool: expected one name or {len(cuts)}, one per exit, got {len(pools)}")
+    kinds = kind_of_head if isinstance(kind_of_head, (list, tuple)) else [kind_of_head] * len(cuts)
+    if len(kinds) != len(cuts) or isinstance(kind_of_head, nn.Module) and len(cuts) > 1:
+        raise ValueError(f"head: expected one kind, or a list of one kind or module for each of {len(cuts)} exits, got {_kind_names(kind_of_head)}")
     device = next((t.device for t in (*backbone.parameters(), *backbone.buffers())), torch.device("cpu"))
     heads = []
-    for cut, kind in zip(cuts, pools, strict=True):
+    for cut, kind, own in zip(cuts, pools, kinds, strict=True):
         shape = found.at2[cut.carry[0]].shape
         inferred = infer_pool(shape, cut.place)
         if kind == "auto":
@@ -123,8 +130,9 @@ def _heads(backbone, found, cuts, num_classes, pool, norm, kind_of_head) -> list
             choices = [p for p in POOLS if p in legal]
             raise ValueError(f"pool: exit {cut.place!r} gives {list(shape)}, expected one of {choices}, got {kind!r}{did_you_mean(str(kind), POOLS)}")
         features = shape[2] if len(shape) == 3 else shape[1]
-        own = "linear" if kind_of_head == "shared" else kind_of_head
-        heads.append(ExitHead(features, num_classes, kind, norm, own).to(device).train(backbone.training))
+        own = "linear" if kind_of_head == "shared" else own
+        size = tuple(shape[2:]) if len(shape) == 4 else None
+        heads.append(ExitHead(features, num_classes, kind, norm, own, size).to(device).train(backbone.training))
     if kind_of_head == "shared":
         widths = [h.features for h in heads]
         if len(set(widths)) > 1:

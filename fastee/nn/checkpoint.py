@@ -71,6 +71,8 @@ def save(net: EarlyExit, path: str | os.PathLike, weights: str = "heads") -> Non
     """Write heads, exits and rule (with ``weights="all"`` the backbone too) to one ``.safetensors`` file, atomically."""
     if weights not in ("heads", "all"):
         raise ValueError(f"weights: expected 'heads' or 'all', got {weights!r}")
+    if not isinstance(net.options["head"], str):
+        raise ValueError("net: its exits have heads of different kinds, or branches of your own, which this file cannot describe; keep net.state_dict()")
     header = _Header(
         FORMAT, fastee.__version__, str(torch.__version__), weights, architecture(net.backbone), _values(net.backbone), list(net.exit_names),
         net.options["pool"], net.options["norm"], net.options["mask"], net.num_classes, net.measure,

@@ -1,4 +1,4 @@
-"""The exit head: pool, norm, linear. Plain torch for training, one fused op for inference."""
+"""The exit head: pool, norm, linear, and convolutions before them where an early map needs some. Plain torch for training, one fused op for inference."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastee import ops
 from fastee.errors import did_you_mean
+from fastee.nn.trace import eval_mode
 from fastee.reference.pool import pool as pool_features
 
 POOLS = ("mean", "mean_tokens", "cls", "last", "none")
 NORMS = ("batch", "layer", "rms")
-KINDS = ("linear", "two_layer", "low_rank")
+KINDS = ("linear", "two_layer", "low_rank", "conv")
+SMALL = 8  # pixels; a branch of convolutions halves its map no further
 
 
 def infer_pool(shape: tuple[int, ...], where: str) -> str:
@@ -34,7 +37,10 @@ class ExitHead(nn.Module):
     (folded into the linear layer at inference), ``layer``, ``rms`` or None. Weights are fp32 unless moved. ``.gate``: None, or what
     `add_gate` made for the measure ``gate``. ``.temperature`` divides the logits before confidences are taken (never the logits returned);
     `fastee.calibrate(temperature=True)` sets it. ``kind``: ``linear``; ``two_layer:H``, H hidden units with ReLU between; ``low_rank:R``, two products
-    that replace a wide one (R (D + C) < D C); without a number min(D, 128). Those two cost a second kernel call per check.
+    that replace a wide one (R (D + C) < D C); without a number min(D, 128). Those two cost a second kernel call per check. ``conv:N`` (N = 2 without a
+    number): a branch of N 3x3 convolutions (batch norm, ReLU) before the pool, each of which halves the map and doubles the channels while the map is
+    higher than 8 pixels, so that an exit behind the first layers can see more than their mean; `size` is the height and width that it reads. Or a branch
+    of your own, a module [B,D,H,W] -> [B,D',h,w] (the last stages of a small trained network, say), which becomes part of the head.
 
     >>> import torch
     >>> from fastee.nn import ExitHead
@@ -42,19 +48,28 @@ class ExitHead(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, features: int, num_classes: int, pool: str = "mean", norm: str | None = "batch", kind: str = "linear"):
+    def __init__(
+        self, features: int, num_classes: int, pool: str = "mean", norm: str | None = "batch", kind: str | nn.Module = "linear",
+        size: tuple[int, int] | None = None,
+    ):  # fmt: skip
         super().__init__()
-        hidden = hidden_units(kind, features)
+        own = kind if isinstance(kind, nn.Module) else None
+        kind, number = ("branch", None) if own is not None else (kind, number_of(kind))
         if pool not in POOLS:
             raise ValueError(f"pool: expected one of {list(POOLS)}, got {pool!r}{did_you_mean(str(pool), POOLS)}")
         if norm is not None and norm not in NORMS:
             raise ValueError(f"norm: expected None or one of {list(NORMS)}, got {norm!r}{did_you_mean(str(norm), NORMS)}")
         self.features, self.num_classes, self.pool, self.norm_kind = features, num_classes, pool, norm
+        if (own is not None or kind.startswith("conv")) and (size is None or pool != "mean"):
+            raise ValueError(f"head: {kind!r} reads maps [B, D, H, W] and takes their mean, got pool {pool!r} and {'no size' if size is None else list(size)}")
+        self.branch = convolutions(features, number or 2, size[0]) if kind.startswith("conv") else own
+        width, self._branch_macs = (features, 0.0) if self.branch is None else _measured(self.branch, features, size)
+        hidden = (number or min(width, 128)) if kind.startswith(("two_layer", "low_rank")) else None
         makers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": lambda d: nn.RMSNorm(d, eps=1e-5)}
-        self.norm = makers[norm](features) if norm else None
+        self.norm = makers[norm](width) if norm else None
         self.kind = kind
-        self.hidden = None if hidden is None else nn.Linear(features, hidden)
-        self.linear = nn.Linear(features if hidden is None else hidden, num_classes)
+        self.hidden = None if hidden is None else nn.Linear(width, hidden)
+        self.linear = nn.Linear(hidden or width, num_classes)
         self.gate: nn.Linear | None = None
         self.temperature = 1.0
         self._folded: tuple[Any, Tensor, Tensor] | None = None
@@ -67,12 +82,14 @@ class ExitHead(nn.Module):
         return self.gate
 
     def pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the features [B, D] that norm and linear read."""
-        return pool_features(x, self.pool, as_mask(mask) if self.pool == "mean_tokens" else None)
+        """Return what training reads of an activation: the features [B, D] before norm and linear, of a head with a branch the map itself."""
+        return x if self.branch is not None else pool_features(x, self.pool, as_mask(mask) if self.pool == "mean_tokens" else None)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Return the logits [B, C] of pooled features [B, D]; differentiable."""
+        """Return the logits [B, C] of what `pooled` returned; differentiable."""
         features = features.to(self.linear.weight.dtype)
+        if self.branch is not None:
+            features = pool_features(self.branch(features), self.pool).to(features.dtype)
         features = features if self.norm is None else self.norm(features)
         return self.linear(features if self.hidden is None else self._activate(self.hidden(features)))
 
@@ -93,6 +110,9 @@ class ExitHead(nn.Module):
         elif mask is not None:
             mask = as_mask(mask)
         pool = self.pool
+        if self._modules.get("branch") is not None:
+            with torch.no_grad():
+                x = self.branch(x)
         if self._modules.get("hidden") is not None:
             # The hidden layer is a product of our own kernel too: torch's rounds differently from batch to batch.
             first = ops.exit_head(x, weight, bias, pool, norm, mask=mask, logits=True, backend=backend)
@@ -130,21 +150,39 @@ class ExitHead(nn.Module):
     @property
     def macs(self) -> float:
         """Multiply-adds of one row, pooling aside."""
-        width = self.linear.in_features
-        return float(width * self.num_classes + (0 if self.hidden is None else self.features * width))
+        return self._branch_macs + float(sum(m.weight.numel() for m in (self.hidden, self.linear) if m is not None))
 
     def extra_repr(self) -> str:
         return f"pool={self.pool!r}, kind={self.kind!r}"
 
 
-def hidden_units(kind: str, features: int) -> int | None:
-    """Return how many units lie between the features and the classes of a head of this kind, None for "linear"."""
-    name, _, number = kind.partition(":") if isinstance(kind, str) else ("", "", "")
-    if kind == "linear":
-        return None
-    if name in KINDS[1:] and (kind == name or (number.isdecimal() and int(number) > 0)):
-        return int(number) if number else min(features, 128)
-    raise ValueError(f"head: expected 'linear', 'two_layer', 'two_layer:H', 'low_rank' or 'low_rank:R', got {kind!r}{did_you_mean(str(kind), KINDS)}")
+def convolutions(features: int, count: int, high: int) -> nn.Sequential:
+    """Return `count` 3x3 convolutions with batch norm and ReLU; each halves the map and doubles the channels while the map is higher than 8 pixels."""
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        stride = 2 if high > SMALL else 1
+        layers += [nn.Conv2d(features, features * stride, 3, stride, 1, bias=False), nn.BatchNorm2d(features * stride), nn.ReLU()]
+        features, high = features * stride, -(-high // stride)
+    return nn.Sequential(*layers)
+
+
+def _measured(branch: nn.Module, features: int, size: tuple[int, int]) -> tuple[int, float]:
+    """Return the channels that a branch gives and its multiply-adds for one row, from one run."""
+    first = next(iter((*branch.parameters(), *branch.buffers(), torch.empty(0))))
+    with eval_mode(branch), FlopCounterMode(display=False) as counter:
+        shape = branch(torch.zeros(1, features, *size, dtype=first.dtype, device=first.device)).shape
+    if len(shape) != 4 or shape[0] != 1:
+        raise ValueError(f"head: a branch must give maps [B, D, H, W], got {list(shape)} for one row of {[features, *size]}")
+    return shape[1], counter.get_total_flops() / 2
+
+
+def number_of(kind: str) -> int | None:
+    """Return the number in a kind of head such as "two_layer:64", None where it has none; raises ``ValueError`` for an unknown kind."""
+    name, colon, number = kind.partition(":") if isinstance(kind, str) else ("", "", "")
+    if name not in KINDS or colon and (name == "linear" or not number.isdecimal() or int(number) == 0):
+        known = "'linear', 'two_layer', 'two_layer:H', 'low_rank', 'low_rank:R', 'conv' or 'conv:N'"
+        raise ValueError(f"head: expected {known}, got {kind!r}{did_you_mean(str(kind), KINDS)}")
+    return int(number) if number else None
 
 
 def as_mask(mask: Tensor | None) -> Tensor | None:

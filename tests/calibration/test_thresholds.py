@@ -72,6 +72,32 @@ def test_two_exits_come_close_to_the_best_of_all_vectors():
     assert np.mean(worse) < 0.02 and max(worse) < 0.1
 
 
+def test_the_path_goes_from_cautious_to_bold_in_even_steps_of_cost():
+    score, correct, _ = world(4000, 1)
+    search = Search(score, correct[:, -1:].astype(float) - correct, np.array(COST))
+    points = search.points(0.1)
+    values = np.array([search.value(t) for t in search.path(points, 0.05, 50)])
+    step = np.diff([COST[-1], *values[:, 0]])
+    assert (step < 0).all() and np.allclose(step, step.mean(), atol=0.25 * -step.mean())  # exits shared by two thresholds bend it a little
+    assert 0.04 < values[-1, 1] < 0.06 and values[0, 1] < 0.002
+    for cost, loss, _ in points:  # no point lies clearly under the path
+        nearest = np.interp(cost, values[::-1, 0], values[::-1, 1])
+        assert cost < values[-1, 0] or loss > nearest - 0.004
+
+
+def test_the_way_back_finds_cheaper_thresholds():
+    cheaper = 0
+    for seed in range(10):
+        score, correct, _ = world(500, seed, exits=4)
+        search = Search(score, correct[:, -1:].astype(float) - correct, np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+        forward = search.points(np.inf)[:25]
+        there = min(p[0] for p in forward if p[1] <= 0.03)
+        both = search.value(search.best(0.03))
+        assert both[0] <= there + 1e-12 and both[1] <= 0.03 + 1e-12
+        cheaper += both[0] < there - 1e-9
+    assert cheaper >= 5
+
+
 def test_nan_and_off_never_exit():
     score = np.array([[np.nan, 0.5], [1.0, np.nan], [np.inf, -np.inf]])
     assert exits_of(score, np.array([-np.inf, math.inf])).tolist() == [2, 0, 0]
