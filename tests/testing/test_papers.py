@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -268,6 +269,12 @@ def test_saving_verdicts(one, many, drop, want):
     assert saving.verdict(timed(one, many, drop))[0] == want
 
 
+@pytest.mark.parametrize(("macs", "drop", "want"), [(0.55, 0.004, "reproduced"), (0.56, 0.004, "direction only"), (1.0, 0.0, "not reproduced"), (0.5, 0.006, "not reproduced")])
+def test_the_residual_network_is_judged_by_its_multiply_adds(macs, drop, want):
+    rows = [msgspec.structs.replace(r, size="full, CIFAR-10", cost=macs if "multiply" in r.method else r.cost) for r in timed(2.0, 2.0, drop)]
+    assert saving.verdict(rows)[0] == want
+
+
 def test_seconds_are_those_of_the_two_ways():
     class Net:
         def __call__(self, x):
@@ -351,7 +358,7 @@ def test_systems(capsys):
     assert all(name in shown for name in SYSTEMS)
     with pytest.raises(FasteeError, match="papers: expected one of .*, got 'jei', did you mean 'jei_dnn'"):
         system("jei")
-    with pytest.raises(FasteeError, match="papers: expected one of sst2, clinc150, cifar10, got 'sst', did you mean 'sst2'"):
+    with pytest.raises(FasteeError, match="papers: expected one of sst2, clinc150, cifar10, cifar10-branch, got 'sst', did you mean 'sst2'"):
         main("prepare", ["sst"], False, None)
 
 
