@@ -1,6 +1,6 @@
 """Policies on the same traces: `deadline` beside those of the papers, in twelve scenarios, at an equal accuracy floor.
 
-``python -m benchmarks.bench_policies`` prints the table. Every policy is tuned per scenario on two other seeds (a calibration trace and its own
+``python -m benchmarks run policies`` writes the rows (a quarter of an hour), ``python -m benchmarks.bench_policies`` prints the table. Every policy is tuned per scenario on two other seeds (a calibration trace and its own
 arrivals) over a small grid: of the settings whose mean accuracy reaches the floor, the one with the highest hit rate, then the lowest cost. Then it
 runs once on each of ten test seeds. A scenario is won where the mean of the paired differences is above 0 in the hit rate and below 0 in the cost,
 each by more than the half-width of its 95 % interval over the seeds. The floor is the accuracy of the network's end minus `DROP`; accuracy counts answered tasks, the hit rate all.
@@ -21,11 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fastee.simulation import DifficultyTrace, Spec, simulate
+from fastee.simulation import DifficultyTrace, Outcome, Spec, simulate
 from fastee.testing.bench import Case, Context, Group
 
 HERE = Path(__file__).resolve().parent
 DROP = 0.02
+TASKS = 3000
 ACCURACY = [0.78, 0.86, 0.90, 0.92]
 TUNING_SEEDS, TEST_SEEDS = (101, 103), tuple(range(9101, 9111))  # 1 to 20, 202, 909 and 9001 to 9010 were looked at while the policy was designed
 T_95 = 2.262  # Student's t, nine degrees of freedom
@@ -35,15 +36,14 @@ NET = {"seconds": [0.004] * 4, "batch_sizes": [1, 8, 32], "batch_cost": [1.0, 3.
 
 
 def radio(kind: str, rate: float) -> dict:
-    """The LTE uplink of that mean rate as recorded (Verizon, 5.9 Mbit/s; AT&T while driving, 1.9), where FASTEE_DATA holds it; else a made-up one.
-
-    There is no recorded 5G uplink: those are always made up.
-    """
-    recorded = {("lte", 6e6): "Verizon-LTE-short.up", ("lte", 1.9e6): "ATT-LTE-driving-2016.up"}.get((kind, rate))
-    file = Path(os.environ.get("FASTEE_DATA", HERE.parents[1] / "shared" / "data")) / "traces" / "mahimahi" / str(recorded)
-    if recorded and file.is_file():
-        return {"file": str(file), "format": "mahimahi"}
+    """A made-up uplink of that mean rate."""
     return {"synthetic": kind, "rate": rate, "seconds": 120.0, "seed": 5}
+
+
+def recorded(file: str) -> dict:
+    """An uplink as recorded, a file of FASTEE_DATA's traces."""
+    folder = Path(os.environ.get("FASTEE_DATA", HERE.parents[1] / "shared" / "data")) / "traces"
+    return {"file": str(folder / file), "format": "mahimahi" if file.endswith(".up") else "csv"}
 
 
 def tiers(kind: str, rate: float, load: float, deadline: float, **changes) -> dict:
@@ -91,6 +91,21 @@ SCENARIOS = {
 STEPS = {"lte, 3 nodes": 4, "slow lte, 3 nodes": 2, "5g, 3 nodes": 1, "5g, 3 nodes, bursts": 1, "lte, edge dies": 1, "5g, straggler and freeze": 2,
          "mesh of 10": 5, "mesh of 50, loss and partition": 4}  # fmt: skip
 SCENARIOS = {name: {**s, "arrivals": [{**a, "rate": a["rate"] * 1.25 ** STEPS.get(name, 0)} for a in s["arrivals"]]} for name, s in SCENARIOS.items()}
+# The same with radios as recorded, their loads as they were before the steps, on other test seeds: LTE uplinks (Verizon 5.9 Mbit/s, AT&T while
+# driving 1.9), and of 5G the first files by name of a static and a driving phone. These are downlinks, taken as if they were uplinks:
+# no recorded 5G uplink is public.
+RECORDED_SEEDS = tuple(range(9201, 9211))
+VERIZON, ATT = "mahimahi/Verizon-LTE-short.up", "mahimahi/ATT-LTE-driving-2016.up"
+STATIC, DRIVING = "ucc5g/static-B_2019.12.16_13.40.04.csv", "ucc5g/driving-B_2019.12.14_10.16.30.csv"
+RECORDED = {
+    f"recorded {name}": {**tiers("lte", 6e6, load, deadline, **more), "capacities": {"air": recorded(file)}}
+    for name, file, load, deadline, more in (
+        ("lte, 3 nodes", VERIZON, 60.0, 0.12, {}), ("lte, 3 nodes, heavy", VERIZON, 180.0, 0.15, {}),
+        ("lte, 3 nodes, bursts", VERIZON, 0.0, 0.12, {"arrivals": BURSTS}), ("slow lte, 3 nodes", ATT, 45.0, 0.2, {}),
+        ("lte, edge dies", VERIZON, 100.0, 0.4, {"detect": 0.15, "faults": [{"kind": "death", "node": "edge", "at": 8.0, "seconds": 6.0}]}),
+        ("5g static, 3 nodes", STATIC, 250.0, 0.1, {}), ("5g driving, 3 nodes", DRIVING, 60.0, 0.15, {}),
+    )
+}  # fmt: skip
 
 
 def settings() -> dict[str, list[dict]]:
@@ -134,25 +149,27 @@ def play(scenario: dict, policy: str, setting: dict, trace: DifficultyTrace, gai
         warnings.simplefilter("ignore")
         result = simulate(msgspec.convert({**fields, "tasks": tasks, "seed": seed}, Spec), trace, policy)
     result.check()
-    return result.summary()
+    return {**result.summary(), "latencies": 1e9 * result.latency[result.outcome == Outcome.ANSWERED]}
 
 
-def compare(name: str, tasks: int, seeds: Iterable[int] = TEST_SEEDS) -> list[dict]:
-    """One row per policy: its tuned setting and what it reached on each test seed."""
+def compare(name: str, tasks: int) -> list[dict]:
+    """One row per policy: its tuned setting and what it reached on each test seed; `latencies` ns of all answered tasks."""
+    scenario, seeds = (RECORDED[name], RECORDED_SEEDS) if name in RECORDED else (SCENARIOS[name], TEST_SEEDS)
     tuning = DifficultyTrace.synthetic(ACCURACY, 8000, seed=11)
     tests = {seed: DifficultyTrace.synthetic(ACCURACY, 8000, seed=seed) for seed in seeds}
     gain, floor, rows = gain_table(tuning), float(tuning.correct[:, -1].mean()) - DROP, []
     for policy, grid in settings().items():
         best = None
         for setting in grid:
-            runs = [play(SCENARIOS[name], policy, setting, tuning, gain, seed, tasks // 2) for seed in TUNING_SEEDS]
+            runs = [play(scenario, policy, setting, tuning, gain, seed, tasks // 2) for seed in TUNING_SEEDS]
             s = {k: float(np.mean([r[k] or 0.0 for r in runs])) for k in ("accuracy", "hit_rate", "mean_cost")}
             short = max(0.0, floor - s["accuracy"])
             key = (short > 0, short, -round(s["hit_rate"], 3), s["mean_cost"])
             if best is None or key < best[0]:
                 best = key, setting
-        runs = [play(SCENARIOS[name], policy, best[1], test, gain, seed, tasks) for seed, test in tests.items()]
+        runs = [play(scenario, policy, best[1], test, gain, seed, tasks) for seed, test in tests.items()]
         rows.append({"scenario": name, "policy": policy, "setting": best[1], "floor": floor, "reached": not best[0][0],
+                     "latencies": np.concatenate([r["latencies"] for r in runs]),
                      **{k: [r[k] or 0.0 for r in runs] for k in ("hit_rate", "accuracy", "mean_cost", "useful", "p99")}})  # fmt: skip
     return rows
 
@@ -177,15 +194,35 @@ def verdict(rows: list[dict]) -> tuple[str, dict, dict]:
     return "lost" if hit < -hit_error else "dearer" if cost > cost_error else "within the error", ours, best
 
 
+def groups(name: str, tasks: int) -> Iterator[Group]:
+    """The comparison as rows: times are the simulated latencies, the ratio is the share in time, or the cost in thousandths per task."""
+    rows = compare(name, tasks)
+    word, ours, best = verdict(rows)
+    (hit, hit_error), (cost, cost_error) = (difference(ours, best, k) for k in ("hit_rate", "mean_cost"))
+    for column, unit, mean in (("in time", 1, "hit_rate"), ("cost", 1e3, "mean_cost")):
+        each = []
+        for row in rows:
+            note = (f"accuracy {np.mean(row['accuracy']):.4f}{'' if row['reached'] else ', below the floor when tuned'} (floor {row['floor']:.4f}); "
+                    f"{json.dumps(row['setting'])}")  # fmt: skip
+            if row is ours:
+                note = (f"{word}: against {best['policy']} {100 * hit:+.2f} +- {100 * hit_error:.2f} points in time, cost "
+                        f"{1e3 * cost:+.2f} +- {1e3 * cost_error:.2f} thousandths per task; {note}")  # fmt: skip
+            each.append(Case(row["policy"], None, note=note, ratio=unit * float(np.mean(row[mean])), times=row["latencies"].tolist()))
+        bar = f"ratio {'>=' if column == 'in time' else '<='} {unit * float(np.mean(best[mean])):.4f}"
+        yield Group("policies", name, column, each, baseline=best["policy"], bars=(bar,))
+
+
 def cases(ctx: Context) -> Iterator[Group]:
-    """Time of one whole scenario per policy; the comparison itself is printed by the module."""
-    trace = DifficultyTrace.synthetic(ACCURACY, 8000, seed=12)
-    for name in list(SCENARIOS)[:: 1 if ctx.shapes == "all" else 6]:
-        each = [Case(p, lambda p=p, s=g[0], name=name: play(SCENARIOS[name], p, s, trace, gain_table(trace), 202, 1000)) for p, g in settings().items()]
-        yield Group("policies", name, "1000 tasks", each, baseline="threshold")
+    """Every scenario, and with FASTEE_DATA those of recorded radios; with --shapes headline the first alone and fewer tasks, a smoke test."""
+    names = [*SCENARIOS, *(name for name, s in RECORDED.items() if Path(s["capacities"]["air"]["file"]).is_file())]
+    if ctx.shapes == "headline":
+        yield from groups(names[0], 200)
+        return
+    for name in names:
+        yield from groups(name, TASKS)
 
 
-def main(tasks: int = 3000, out: Path | None = None, names: Iterable[str] = SCENARIOS) -> None:
+def main(tasks: int = TASKS, out: Path | None = None, names: Iterable[str] = SCENARIOS) -> None:
     """Print the table of these scenarios, and write the rows as JSON lines when `out` is given."""
     table, wins, start, lines = Table(title=f"deadline against the best paper policy, {tasks:,} tasks x {len(TEST_SEEDS)} seeds, accuracy floor = end - {100 * DROP:.0f} points"), 0, time.perf_counter(), []
     for column in ("scenario", "hit % ours", "theirs", "difference", "cost ours", "theirs", "difference", "accuracy ours", "theirs", "best paper policy", "verdict"):
@@ -202,11 +239,10 @@ def main(tasks: int = 3000, out: Path | None = None, names: Iterable[str] = SCEN
         cells += [f"{100 * np.mean(r['accuracy']):.1f}" for r in (ours, best)]
         table.add_row(name, *cells, best["policy"] + ("" if best["reached"] else " (below the floor)"), word)
     Console(width=190).print(table)
-    print("LTE: " + ("recorded uplinks" if "file" in radio("lte", 6e6) else "made up (FASTEE_DATA holds no traces)") + "; 5G and difficulty: made up")
     print(f"{wins} of {table.row_count} scenarios: higher hit rate and lower cost, both beyond the error ({time.perf_counter() - start:.0f} s)")
     if out is not None:
-        out.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+        out.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "latencies"}) + "\n" for row in lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000, Path(sys.argv[2]) if len(sys.argv) > 2 else None, sys.argv[3:] or SCENARIOS)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else TASKS, Path(sys.argv[2]) if len(sys.argv) > 2 else None, sys.argv[3:] or SCENARIOS)

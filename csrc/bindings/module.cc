@@ -381,6 +381,7 @@ Config config_of(const py::dict& d) {
   c.params = params_of(d["params"]);
   // Addresses of functions that numba compiled; `keep` holds them.
   c.rule = reinterpret_cast<fastee::sched::RuleFunction>(d["rule"].cast<uintptr_t>());
+  c.rule_reads_node = d["rule_reads_node"].cast<bool>();
   c.custom = reinterpret_cast<fastee::sched::PolicyFunction>(d["custom"].cast<uintptr_t>());
   return c;
 }

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kRebuildEvery = 10'000'000;  // ns between two steps of Model::rebuild_step
 constexpr Sample kNothing;
+constexpr NodeRecord kUnread{};  // what of the node takes most of a rule's own cost to fill in: five divisions
 
 }  // namespace
 
@@ -89,12 +90,12 @@ void Scheduler::decide_batch(const int64_t* tasks, int exit, const double* confi
   };
   policy_->batch_begins(confidences, rows);
   int64_t staying = rows;
-  const bool asks = exit >= 0 && exit < model_.exits;
+  const bool asks = exit >= 0 && exit < model_.exits, own = model_.config.rule != nullptr;
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t slot = tasks_.find(tasks[i]);
     if (slot < 0) continue;
     take_back(tasks_[slot]);  // of all rows before the first is placed, or it would queue behind messages that are not under way
-    staying -= asks && accepts(slot, exit, sample(i), now);
+    if (asks) staying -= own ? user_accepts(policy_->query_of(slot, now, sample(i)), exit, sample(i)) : accepts(slot, exit, sample(i));
   }
   const int bucket = model_.bucket_of(staying);
   const double rounds = staying > 0 ? static_cast<double>((staying - 1) / model_.config.batch_sizes.back()) : 0.0;
@@ -103,13 +104,14 @@ void Scheduler::decide_batch(const int64_t* tasks, int exit, const double* confi
 }
 
 // An exit that is switched off and a row without a score never ask the user's rule.
-bool Scheduler::user_accepts(int64_t slot, int exit, const Sample& sample, int64_t now) const {
+bool Scheduler::user_accepts(const Query& q, int exit, const Sample& sample) const {
+  const Config& c = model_.config;
   if (!model_.switched_on(exit) || sample.confidence != sample.confidence) return false;
-  Query q = policy_->query_of(slot, now, sample);
   const StatsRecord stats = model_.stats_record(exit, sample);
-  const TaskRecord task = task_record(model_, tasks_, slot, q.slack, q.weight);
-  const NodeRecord node = model_.node_record(0, exit + 1, model_.me, now, 0.0, q.z, q.slack, idle_);
-  return model_.config.rule(&stats, &task, &node) != 0;
+  const TaskRecord task = task_record(model_, tasks_, q.slot, q.slack, q.weight);
+  if (!c.rule_reads_node) return c.rule(&stats, &task, &kUnread) != 0;
+  const NodeRecord node = model_.node_record(0, exit + 1, model_.me, q.now, 0.0, q.z, q.slack, idle_);
+  return c.rule(&stats, &task, &node) != 0;
 }
 
 // The order is: validity, exit rule, deadline, placement.
@@ -134,7 +136,7 @@ Decision Scheduler::decide_row(int64_t task, int exit, const Sample& sample, int
   Query query = policy_->query_of(slot, now, sample);
   if (query.segment > model_.exits) return end(slot, query.slack, false, &sample);
   if (exit >= 0) {
-    const bool accepted = accepts(slot, exit, sample, now);
+    const bool accepted = model_.config.rule != nullptr ? user_accepts(query, exit, sample) : accepts(slot, exit, sample);
     if (judge_ != nullptr) judge_->learn(slot, exit, sample, accepted);
     model_.learn_exit(exit, accepted);
     if (accepted) return end(slot, query.slack, false, &sample);

@@ -103,6 +103,7 @@ struct Config {
   int64_t eager_limit = int64_t{1} << 20;  // S * N * N up to which the tables follow at once; beyond, tick() brings them up
   Params params;
   RuleFunction rule = nullptr;      // replaces the policy's exit rule
+  bool rule_reads_node = true;      // false: it is handed a blank record of the node
   PolicyFunction custom = nullptr;  // the place function of policy "custom"
 
   // Throws std::invalid_argument that names the field, what was got and what was expected.

@@ -7,6 +7,7 @@ are csrc/sched/records.h, field by field; times are seconds, NaN and -1 stand fo
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import linecache
 import re
@@ -129,6 +130,14 @@ class Compiled:
 
 class Rule(Compiled):
     """Made by `@rule`."""
+
+    @property
+    def reads_node(self) -> bool:
+        """Whether its bytecode loads the third argument at all; where it does not, the core leaves that record blank."""
+        code = self.function.__code__
+        name = code.co_varnames[2]
+        loads = (i.argval for i in dis.get_instructions(code) if "LOAD_FAST" in i.opname)
+        return name in code.co_cellvars or any(name in v if isinstance(v, tuple) else name == v for v in loads)
 
 
 class CustomPolicy(Compiled):

@@ -115,7 +115,7 @@ class Scheduler:
             self._core = twin.Core({**config, "rule": rule, "custom": own})
             return
         # Kept by the core, so that the compiled code lives as long as any of its bound calls.
-        config.update(rule=rule.address if rule else 0, custom=own.address if own else 0, keep=(rule, own))
+        config.update(rule=rule.address if rule else 0, rule_reads_node=rule is not None and rule.reads_node, custom=own.address if own else 0, keep=(rule, own))
         self._core = _C.Scheduler(config)
         answers = [Decision(Action.EXIT, self.node), Decision(Action.EXIT, self.node, forced=True), Decision(Action.CONTINUE, self.node),
                    Decision(Action.REJECT)]

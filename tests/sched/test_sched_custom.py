@@ -50,6 +50,33 @@ def test_compiled_rule_and_policy_equal_the_plain_functions_in_random_worlds():
     assert {"waited", "exits", "rejected", "continued", "offloaded", "invalid"} <= seen
 
 
+def test_a_rule_knows_whether_it_reads_the_node():
+    def through_a_helper(stats, task, place):
+        return helper(place)
+
+    def through_a_closure(stats, task, place):
+        return any(place.queue > i for i in range(3))
+
+    def never(stats, task, place):
+        return stats.confidence > task.slack
+
+    helper = lambda record: record.queue > 3
+    assert [fastee.rule(f).reads_node for f in (through_a_helper, through_a_closure, never)] == [True, True, False]
+
+
+@needs_core
+def test_a_rule_that_leaves_the_node_alone_decides_as_in_python():
+    @fastee.rule
+    def short_of_time(stats, task, node):
+        return stats.confidence > 0.5 and task.slack < 0.01
+
+    logs = []
+    for native in (True, False):
+        sched = Scheduler(small_profile(), QoS(deadline=0.02), thresholds=[0.9, 0.9], rule=short_of_time, native=native)
+        logs.append(play(sched, np.random.default_rng(3), 200))
+    assert logs[0] == logs[1] and any(entry for entry in logs[0])
+
+
 @needs_core
 def test_records_are_the_structs_of_the_core():
     seen = []
