@@ -20,7 +20,7 @@ OWN = ("torch", "compile", "numba", "reference")
 
 def parser(prog: str) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=prog, description="Benchmarks of fastee beside its peers and the machine's own limits.")
-    sub = top.add_subparsers(dest="verb", required=True)
+    sub = top.add_subparsers(dest="verb", required=True, metavar="verb")
     results = {"type": Path, "default": runner.RESULTS if runner.RESULTS.exists() else None, "metavar": "DIR"}
 
     def timed(p: argparse.ArgumentParser) -> None:

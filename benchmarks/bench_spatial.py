@@ -1,5 +1,7 @@
-"""The spatial planner: plans per group and rate beside every baseline, the substitute and OSDS (FASTEE_BENCH_OSDS=episodes trains it; with
-FASTEE_BENCH_OSDS_AGENTS=folder the agents are kept there as <group>-<Mbit/s>.pt, and go on from there); its times; its gap to the optimum."""
+"""The spatial planner: plans per group and rate beside every baseline, the substitute and OSDS; its times; its gap to the optimum.
+
+FASTEE_BENCH_OSDS=episodes trains OSDS; with FASTEE_BENCH_OSDS_AGENTS=folder the agents are kept there as <group>-<Mbit/s>.pt, and go on from there.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""VGG-16 over four processes with declared slow-down factors and 100 Mbit/s links: our plan, the best single node, equal fused tiles, each beside
-what the planner predicts.
+"""VGG-16 over four processes, slow-down factors, 100 Mbit/s links: our plan, the best node, equal fused tiles, each beside its prediction.
 
 The times of a row are those of whole inferences; ``ratio`` of our plan is the larger of measured / predicted and predicted / measured.
 `FASTEE_BENCH_SPATIAL_INPUT` sets the input's height and width (224). Factors are of processor time, so two cores carry four nodes.

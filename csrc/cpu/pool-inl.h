@@ -66,7 +66,7 @@ FASTEE_PIECE uint32_t pool_inner_contiguous(const Activation& x, const T* row, f
 }
 
 template <typename T>
-FASTEE_PIECE void pool_features_contiguous(const Activation& x, const T* row, const uint8_t* mask, float* out) {
+FASTEE_O3_PIECE void pool_features_contiguous(const Activation& x, const T* row, const uint8_t* mask, float* out) {
   if (x.inner == 1 && !mask) {  // one vector: widened and nothing else, so that -0 stays -0
     int64_t d = 0;
     for (; d + 16 <= x.features; d += 16) store(out + d, load(row + d));

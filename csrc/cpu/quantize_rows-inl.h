@@ -251,7 +251,7 @@ FASTEE_PIECE void dequantize_byte_row(const DequantizeArgs& a, const uint8_t* in
   for (int64_t at = 0; at < a.row; at += a.group) dequantize_bytes<E4M3>(in + at, a.group, *scale++, out + at);
 }
 
-FASTEE_PIECE void dequantize_bf16_row(const bf16* in, int64_t n, float* out) {
+FASTEE_O3_PIECE void dequantize_bf16_row(const bf16* in, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) store(out + i, load(in + i));
   if (i < n) store_n(out + i, load_n(in + i, n - i, 0.0f), n - i);

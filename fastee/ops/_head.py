@@ -34,9 +34,9 @@ def cpu_declines(x, weight, bias, pool, norm, *rule) -> str | None:
 
 
 def numba_declines(x, weight, bias, pool, norm, *rule) -> str | None:
-    if isinstance(weight, ROWS):
-        return "int8 weights (this backend computes fp32)"
-    return _numba.floats(x, weight, bias, *(norm or ())[1:3]) or layout(x, weight, bias, pool, norm, *rule)
+    quantized = isinstance(weight, ROWS)
+    w = weight.data if quantized else weight
+    return _numba.floats(x, None if quantized else w, bias, *(norm or ())[1:3]) or layout(x, w, bias, pool, norm, *rule)
 
 
 def cuda_declines(x, weight, bias, pool, norm, *rule) -> str | None:

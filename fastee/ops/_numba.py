@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, bfloat16, float16, float32
 
+from fastee import reference
 from fastee.kernels import numba
 from fastee.reference import Norm
 
 from ._rows import walk
+from .results import ROWS, QuantizedRows
 
 NORMS = {"": 0, "layer": 1, "rms": 2, "affine": 3}
 LARGE = 400_000
@@ -33,12 +35,14 @@ def floats(*tensors: Tensor | None) -> str | None:
 
 
 def widening(run: Callable) -> Callable:
-    """Hand `run` its bf16 and fp16 tensors as fp32: a copy, exact, after which the arithmetic is that of fp32."""
+    """Hand `run` its bf16 and fp16 tensors and int8 weights as fp32: a copy, after which the arithmetic is that of fp32."""
 
-    def wide(*args):
-        return run(*(a.float() if isinstance(a, Tensor) and a.dtype in NARROW else a for a in args))
+    def widen(a):
+        if isinstance(a, ROWS):
+            return reference.dequantize_rows(a.data, a.scale)
+        return a.float() if isinstance(a, Tensor) and a.dtype in NARROW else a
 
-    return wide
+    return lambda *args: run(*map(widen, args))
 
 
 def kernel(module: str, name: str | None = None) -> Callable:
@@ -53,12 +57,12 @@ def not_ready(module: str) -> str | None:
     return "not compiled on this machine yet (about 10 s, once): run `python -m fastee.kernels.numba`, or ask for backend='numba'"
 
 
-def large(x: Tensor, weight: Tensor) -> str | None:
+def large(x: Tensor, weight: Tensor | QuantizedRows) -> str | None:
     """Pass over a batch whose sums and products torch finishes sooner, for all that its calls cost around them.
 
     Measured on Zen 5, one thread: the reference costs 85 us more per call, but multiplies 60 against 8 and pools 10 against 4 per ns.
     """
-    work = x.numel() + x.shape[0] * weight.numel()
+    work = x.numel() + x.shape[0] * weight.data.numel()
     return f"{work:,} sums and products; for more than {LARGE:,} torch is faster" if x.shape[0] > 1 and work > LARGE else None
 
 

@@ -94,6 +94,7 @@ def test_unknown_op_is_named_before_anything_is_timed(capsys):
 def test_every_bench_file_lists_itself_and_yields_a_sound_group(capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
+    assert all(line.endswith(".") for line in out.splitlines())  # a sentence each, not the first line of one
     for op in ("exit_step", "compact", "quantize", "row_stats"):
         assert op in out
         first = next(iter(runner.load(op)(Context(quick=True, shapes="headline", against=("torch",)))))
