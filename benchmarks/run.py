@@ -74,6 +74,8 @@ def run(
     with bar:
         task = bar.add_task("", total=len(cases))
         for op, groups in cases.items():
+            if with_instructions:
+                console.print(f"{op}: counting instructions, which takes about fifty times as long as the calls do", highlight=False)
             counts, reason = _counts(op, ctx) if with_instructions else ({}, "")
             for group in groups(ctx):
                 if ctx.regime == "cold":
