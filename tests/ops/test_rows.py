@@ -267,3 +267,21 @@ def test_without_the_exchange_table_results_are_the_same():
     finally:
         native.hot.use_exchange_table(True)
     assert all(torch.equal(a, b) for a, b in zip(with_table, without, strict=True))
+
+
+@pytest.mark.skipif(native.hot is None, reason="native parts are missing")
+def test_a_large_result_leaves_its_memory_to_the_next_and_only_then():
+    x, y = torch.randn(3, 70_000), torch.randn(3, 70_000)
+    data = ops.quantize_rows(x).data
+    where, want = data.data_ptr(), data.clone()
+    other = ops.quantize_rows(y).data
+    assert other.data_ptr() != where and torch.equal(data, want)  # alive: nobody else's
+    del data, other
+    gc.collect()
+    again = ops.quantize_rows(x).data
+    kept = again[1, 5:9]  # a view keeps the memory as well as the whole
+    want, where = kept.clone(), again.data_ptr()
+    del again
+    for rows in (1, 3, 30, 3):  # smaller, as large, too large to be kept, as large again
+        assert ops.quantize_rows(torch.randn(rows, 70_000)).data.data_ptr() != where
+    assert torch.equal(kept, want)
