@@ -42,6 +42,10 @@ if(FASTEE_TESTS AND NOT CMAKE_CROSSCOMPILING AND NOT FASTEE_SANITIZE MATCHES "th
   target_link_libraries(fastee_cuda_emulated PRIVATE fastee_flags)
   target_compile_definitions(fastee_cuda_emulated PRIVATE FASTEE_HOME=kDLCUDA FASTEE_CUDA_BUILDING)
   target_compile_options(fastee_cuda_emulated PRIVATE -O1 -Wno-unknown-pragmas)
+  # The same as a library for Python: tests/ops run the ops' bodies through it (tests/compile/test_cuda_emulated.py).
+  add_library(fastee_cuda_python MODULE $<TARGET_OBJECTS:fastee_cuda_emulated>)
+  set_target_properties(fastee_cuda_python PROPERTIES OUTPUT_NAME fastee_cuda_emulated)
+  target_link_libraries(fastee_cuda_python PRIVATE fastee_flags)
   foreach(source IN LISTS FASTEE_CUDA_TESTS)
     get_filename_component(name ${source} NAME_WE)
     add_executable(${name} ${source})

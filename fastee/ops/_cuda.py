@@ -11,6 +11,7 @@ from fastee.reference import RowStats
 from . import _triton
 from .results import ROWS, CompactResult, ExitHeadResult, ExitStepResult
 
+HOME = "cuda"  # where tensors lie; the tests that load the emulated library (csrc/tests/cuda) say "cpu"
 MOST_FEATURES = 20_480
 # Products from which Triton's tensor cores, or cuBLAS, are taken instead. An estimate: 2^26 at a third of an H200's fp32 rate are 7 us.
 MOST_PRODUCTS = 1 << 26
@@ -20,7 +21,7 @@ def elsewhere(*tensors: Tensor | None) -> str | None:
     """Decline tensors that are on no CUDA device."""
     if cuda.missing():
         return cuda.missing()
-    return next((f"tensor on {t.device}" for t in tensors if t is not None and t.device.type != "cuda"), None)
+    return next((f"tensor on {t.device}" for t in tensors if t is not None and t.device.type != HOME), None)
 
 
 def floats(*tensors: Tensor | None) -> str | None:

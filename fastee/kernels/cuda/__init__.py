@@ -185,6 +185,11 @@ def exit_head(
             _Stats(label.data_ptr(), *(s.data_ptr() for s in stats), None), *(_address(t) for t in (confidence, exits, z, index, count))
         )
         format, group, buffer, extent = pack or (None,) * 4
+        if rows == 0:  # torch gives no address of what is empty, and the C ABI takes no NULL
+            for number in (count, extent):
+                if number is not None:
+                    number.zero_()
+            return label, confidence, exits, stats, index, count, z
         groups = 0 if format in (None, "bf16") else x.shape[1:].numel() // (group or x.shape[1:].numel())
         memory, keep = _memory(sync, _load().fastee_cuda_scratch_bytes(rows, weight.shape[1], classes, groups))
         tail = (ctypes.byref(memory), _stream(x))
