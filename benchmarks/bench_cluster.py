@@ -145,37 +145,44 @@ def _bars(cluster, trip: Callable[[], object], raw: Callable[[], object], second
 
 def offloads(ctx: Context) -> Iterator[Group]:
     net, x = network(), torch.randn(1, VALUES)
-    with contextlib.ExitStack() as stack:
-        if not hasattr(native.core, "RawEcho"):
-            raise RuntimeError(f"the I/O thread was not built: {native.reason.get('_C', 'not on this system')}")
-        from fastee.cluster.native_endpoint import libraries
+    if not hasattr(native.core, "RawEcho"):
+        raise RuntimeError(f"the I/O thread was not built: {native.reason.get('_C', 'not on this system')}")
+    from fastee.cluster.native_endpoint import libraries
 
-        raw = native.core.RawEcho(libraries(), 4 * VALUES)
-        cluster = stack.enter_context(fastee.local_cluster(net, nodes=1, link=None))
-        # Before the other processes start: on two cores their heartbeats are the tail of both.
+    raw = native.core.RawEcho(libraries(), 4 * VALUES)
+    with fastee.local_cluster(net, nodes=1, link=None) as cluster:
         yield from _bars(cluster, offload(cluster, x), raw.trip, 1.0 if ctx.quick else 4.0)
-        secure = stack.enter_context(fastee.local_cluster(net, nodes=1, link=None, secure=True))
-        before = os.environ.get("FASTEE_TRANSPORT")
-        os.environ["FASTEE_TRANSPORT"] = "python"
+        yield _beside(raw, "fastee", offload(cluster, x), "cluster(x): pack, send, schedule, run, answer")
+    with fastee.local_cluster(net, nodes=1, link=None, secure=True) as secure:
+        yield _beside(raw, "fastee_curve", offload(secure, x), "the same with CURVE")
+    with _python_transport(), fastee.local_cluster(net, nodes=1, link=None) as python:
+        yield _beside(raw, "fastee_pyzmq", offload(python, x), "FASTEE_TRANSPORT=python")
+    for start, notes in cluster_peers.PEERS:
         try:
-            python = stack.enter_context(fastee.local_cluster(net, nodes=1, link=None))
-        finally:
-            os.environ.pop("FASTEE_TRANSPORT") if before is None else os.environ.update(FASTEE_TRANSPORT=before)
-        live = [
-            Case("fastee", offload(cluster, x), note="cluster(x): pack, send, schedule, run, answer"),
-            Case("zmq_cpp", raw.trip, note="raw libzmq ROUTER/DEALER, two C++ threads, 64 B back"),
-            Case("fastee_curve", offload(secure, x), note="the same with CURVE"),
-            Case("fastee_pyzmq", offload(python, x), note="FASTEE_TRANSPORT=python"),
-        ]
-        for start, notes in cluster_peers.PEERS:
-            try:
-                live += map(lambda fn, name, notes=notes: Case(name, fn, note=notes[name]), stack.enter_context(start(4 * VALUES)), notes)
-            except cluster_peers.Missing as why:
-                live += [Case(name, None, note=str(why)) for name in notes]
-        for case in live:
-            for _ in range(50 if case.fn else 0):
-                case.fn()
-        yield Group("cluster_offload", "64 KB, loopback", "fp32", live, baseline="zmq_cpp", per_call=True, bars=(">= 0.5x zmq_cpp",))
+            with start(4 * VALUES) as trips:
+                yield from (_beside(raw, name, fn, notes[name]) for fn, name in zip(trips, notes, strict=True))
+        except cluster_peers.Missing as why:
+            yield from (_beside(raw, name, None, str(why)) for name in notes)
+
+
+def _beside(raw, name: str, fn: Callable[[], object] | None, note: str) -> Group:
+    """A row of one of them in turn with raw libzmq, while the processes of the others do not run: on two cores they would be what is measured."""
+    for _ in range(50 if fn else 0):
+        fn()
+    cases = [Case(name, fn, note=note), Case("zmq_cpp", raw.trip, note=f"raw libzmq ROUTER/DEALER, two C++ threads, 64 B back, in turn with {name}")]
+    ours = name == "fastee"
+    return Group("cluster_offload", "64 KB, loopback", "fp32", cases if ours else cases[::-1], baseline="zmq_cpp", per_call=True,
+                 bars=(">= 0.5x zmq_cpp",) if ours else ())  # fmt: skip
+
+
+@contextlib.contextmanager
+def _python_transport() -> Iterator[None]:
+    before = os.environ.get("FASTEE_TRANSPORT")
+    os.environ["FASTEE_TRANSPORT"] = "python"
+    try:
+        yield
+    finally:
+        os.environ.pop("FASTEE_TRANSPORT") if before is None else os.environ.update(FASTEE_TRANSPORT=before)
 
 
 def cases(ctx: Context) -> Iterator[Group]:

@@ -174,7 +174,7 @@ def _pick(values: Tensor, at: Tensor | None) -> Tensor:
 
 def judge(logits: Tensor, measure: str) -> tuple[Tensor, Tensor]:
     """Return (label int64 [B], score fp32 [B]) of logits [B, C]; measures that remember score the end by max_prob."""
-    stats = ops.row_stats(logits.detach())
+    stats = ops.row_stats(logits.detach() if logits.requires_grad else logits)
     if measure == "entropy":
         return stats.label, -stats.entropy
     return stats.label, stats.lse if measure == "energy" else stats.margin if measure == "margin" else stats.max_prob
