@@ -238,7 +238,7 @@ def test_a_frame_is_on_the_link_as_long_as_the_link_says(kind, text, size):
     link = Link.parse(text)
     ends, spent, told = Ends(kind, kind, {(0, 1): link}), [], []
     try:
-        for number in range(1, 12):
+        for number in range(1, 101):
             frame = Frame(Kind.TASK, task=number, payload=bytes(size))
             began = time.monotonic()
             ends.client.put("n1", 1, frame)
@@ -246,12 +246,14 @@ def test_a_frame_is_on_the_link_as_long_as_the_link_says(kind, text, size):
                 told += ends.client.receive(0) if kind == "native" else ends.client.receive(0.0005)
                 ends.seen[ends.node] += ends.node.receive(0.0005)
             spent.append(time.monotonic() - began)
-        # Never early; the least late one, because a busy machine adds milliseconds to single wake-ups.
+            if number > 10 and min(spent) <= 1.05 * link.seconds(frame.nbytes):
+                break
+        # Never early; the least late one, because a busy machine adds milliseconds to single wake-ups, on some of them to ten in a row.
         assert link.seconds(frame.nbytes) <= min(spent) <= 1.05 * link.seconds(frame.nbytes)
-        assert ends.client.bytes_to == {1: 11 * frame.nbytes}
+        assert ends.client.bytes_to == {1: number * frame.nbytes}
         told += ends.client.receive(0)
         crossed = [item for item in told if isinstance(item, Sent)]
-        assert [item.key for item in crossed] == [(number, 0, 0) for number in range(1, 12)]
+        assert [item.key for item in crossed] == [(n, 0, 0) for n in range(1, number + 1)]
         assert all(item.machine == 1 and item.duration >= round(link.seconds(frame.nbytes) * 1e9) for item in crossed)
     finally:
         ends.close()
