@@ -25,7 +25,7 @@ void drive(Scheduler& s, unsigned seed, Guard guard) {
     [[maybe_unused]] const auto held = guard();
     const int64_t now = i * 1000;
     const size_t k = rng() % tasks.size();
-    switch (rng() % 6) {
+    switch (rng() % 8) {
       case 0:
         if (tasks[k] >= 0) s.finish(tasks[k]);
         tasks[k] = s.admit(now);
@@ -40,6 +40,17 @@ void drive(Scheduler& s, unsigned seed, Guard guard) {
         s.tick(now);
         break;
       }
+      case 5: {  // handles that ended or were never given are among them
+        double scores[16];
+        int64_t codes[16];
+        for (double& u : scores) u = static_cast<double>(rng() % 100) / 100.0;
+        s.decide_batch(&tasks[rng() % 48], static_cast<int>(rng() % 4), scores, 16, now, codes);
+        break;
+      }
+      case 6:
+        s.set_node_up(static_cast<int>(rng() % 3), rng() % 3 != 0);
+        s.set_link_up(static_cast<int>(rng() % 3), static_cast<int>(rng() % 3), rng() % 3 != 0);
+        break;
       default: s.decide(tasks[k], static_cast<int>(rng() % 4), static_cast<double>(rng() % 100) / 100.0, now);
     }
   }
