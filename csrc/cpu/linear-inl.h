@@ -8,12 +8,14 @@ namespace fastee::cpu::FASTEE_ISA {
 
 // How many bytes ahead weights are prefetched into the L2 cache; 0 for few weights. The machine's own prefetchers follow each row of a
 // group but stop at its end, or its page's; rows that come from memory spend their time waiting there: 40 MB of fp32 weights take 1.5
-// instead of 1.9 ms, 20 MB of bf16 0.45 instead of 1.4 ms. From the L3 cache fp32, which waits for nothing else, loses a quarter by it (Zen
-// 4, 32 MB of L3 cache). `python -m benchmarks run large_head` measures them (rows "weights").
+// instead of 1.9 ms, 20 MB of bf16 1.1 instead of 1.5 ms. From the L3 cache fp32, which waits for nothing else, loses a quarter by it; narrow
+// types, which wait for their products, lose nothing up to 32 KB (Zen 4, 32 MB of L3 cache). `python -m benchmarks run large_head` measures
+// them (rows "weights").
 template <typename T>
 FASTEE_INLINE int64_t prefetch_distance(int64_t classes, int64_t ws) {
-  const int64_t weights = classes * ws;
-  return weights >= (sizeof(T) < 4 ? 512 << 10 : 6 << 20) ? 64 << 10 : 0;
+  const int64_t weights = classes * ws * static_cast<int64_t>(sizeof(T));
+  if (sizeof(T) < 4) return weights >= 512 << 10 ? 32 << 10 : 0;
+  return weights >= 24 << 20 ? 64 << 10 : 0;
 }
 
 // Accumulate features [k, k + n) of R rows x C classes into acc (sixteen lanes each).
@@ -99,11 +101,13 @@ FASTEE_INLINE void tile(const float* x, int64_t xs, const T* w, int64_t ws, int6
     }
 }
 
-// One row with sixteen classes, their products reduced together. Few streams at a time from the caches, where sixteen rows a power of two
-// apart would share eight ways; from memory more of them keep more lines on their way (6 and 10 % of fp32, Zen 4).
+// The products of one row with sixteen classes, reduced together. Few streams at a time from the caches, where sixteen rows a power of two
+// apart would share eight ways; from memory more of them keep more lines on their way (6 and 10 % of fp32, Zen 4). Out of line: within
+// linear() GCC 12 keeps the addresses of its loops on the stack (48 instead of 45 us for fp32 1024 -> 1000).
 template <int Streams, typename T>
-FASTEE_INLINE void row_tile(const float* x, const T* w, int64_t ws, int64_t features, int64_t ahead, Finish finish, float* z) {
+FASTEE_PIECE V row_tile(const float* x, const T* w, int64_t ws, int64_t features, int64_t ahead) {
   V all[16];
+#pragma GCC unroll 4
   for (int c = 0; c < 16; c += Streams) {
     V acc[1][Streams];
 #pragma GCC unroll 8
@@ -112,7 +116,7 @@ FASTEE_INLINE void row_tile(const float* x, const T* w, int64_t ws, int64_t feat
 #pragma GCC unroll 8
     for (int i = 0; i < Streams; ++i) all[c + i] = acc[0][i];
   }
-  store(z, finish(sums(all), 0));
+  return sums(all);
 }
 
 template <int C, typename T>
@@ -137,9 +141,9 @@ FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, i
   if (rows == 1) {
     for (; c + 16 <= classes; c += 16)
       if (kFewStreams < kRowClasses && sizeof(T) == 4 && !ahead)
-        row_tile<kFewStreams>(x, w + c * ws, ws, features, 0, finish.from(c), z + c);
+        store(z + c, finish(row_tile<kFewStreams>(x, w + c * ws, ws, features, 0), c));
       else
-        row_tile<kRowClasses>(x, w + c * ws, ws, features, ahead, finish.from(c), z + c);
+        store(z + c, finish(row_tile<kRowClasses>(x, w + c * ws, ws, features, ahead), c));
     for (; c + kRowClasses <= classes; c += kRowClasses)
       tile<1, kRowClasses>(x, xs, w + c * ws, ws, features, ahead, lanes, true, true, finish.from(c), z + c, zs);
     for (; c + 2 <= classes; c += 2)  // two chains at once: 10 and 100 classes leave two and four
