@@ -119,6 +119,9 @@ FASTEE_PIECE V row_tile(const float* x, const T* w, int64_t ws, int64_t features
   return sums(all);
 }
 
+template <int>
+struct Chains {};
+
 template <int C, typename T>
 FASTEE_INLINE void class_block(const float* x, int64_t rows, int64_t xs, const T* w, int64_t ws, int64_t features, int64_t ahead,
                                Finish finish, float* z, int64_t zs, float* lanes) {
@@ -144,10 +147,14 @@ FASTEE_PIECE void linear(const float* x, int64_t rows, int64_t xs, const T* w, i
         store(z + c, finish(row_tile<kFewStreams>(x, w + c * ws, ws, features, 0), c));
       else
         store(z + c, finish(row_tile<kRowClasses>(x, w + c * ws, ws, features, ahead), c));
-    for (; c + kRowClasses <= classes; c += kRowClasses)
-      tile<1, kRowClasses>(x, xs, w + c * ws, ws, features, ahead, lanes, true, true, finish.from(c), z + c, zs);
-    for (; c + 2 <= classes; c += 2)  // two chains at once: 10 and 100 classes leave two and four
-      tile<1, 2>(x, xs, w + c * ws, ws, features, ahead, lanes, true, true, finish.from(c), z + c, zs);
+    // What is left, with as many chains under way as hide a multiply-add's latency: ten classes as five and five, not eight and two.
+    auto rest = [&]<int N>(Chains<N>) FASTEE_LAMBDA {
+      for (; c + N <= classes; c += N) tile<1, N>(x, xs, w + c * ws, ws, features, ahead, lanes, true, true, finish.from(c), z + c, zs);
+    };
+    if (classes - c == 10) rest(Chains<5>{});
+    rest(Chains<kRowClasses>{});
+    if (kRowClasses > 4) rest(Chains<4>{});
+    rest(Chains<2>{});
   } else {
     for (; c + kTileClasses <= classes; c += kTileClasses)
       class_block<kTileClasses>(x, rows, xs, w + c * ws, ws, features, ahead, finish.from(c), z + c, zs, lanes);
