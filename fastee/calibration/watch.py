@@ -12,7 +12,7 @@ import torch
 
 from fastee.nn import EarlyExit, ExitResult
 
-STAKES = np.array([0.1, 0.3, 0.6])  # shares of the largest stake that keeps the wealth positive; their wealths are averaged
+ODDS = np.array([2.0, 4.0, 16.0])  # times the odds of the limit: each bet is the likelihood ratio of such a rate; their wealths are averaged
 BLOCK = 32
 
 
@@ -34,9 +34,9 @@ class DriftTest:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
         self.limit, self.level, self.audits, self.disagreed, self.alarm = limit, level, 0, 0, False
-        # A bet of stake s pays 1 + s (loss - limit) / limit per audit; s < 1 keeps the wealth positive.
-        self._win, self._lose = (1 + STAKES * (1 - limit) / limit).tolist(), (1 - STAKES).tolist()
-        self._wealth, self._starts = [0.0] * len(STAKES), 0  # per stake, over all starts so far
+        rate = ODDS * limit / (1 - limit + ODDS * limit)
+        self._win, self._lose = (rate / limit).tolist(), ((1 - rate) / (1 - limit)).tolist()
+        self._wealth, self._starts = [0.0] * len(ODDS), 0  # per bet, over all starts so far
 
     @property
     def evidence(self) -> float:

@@ -220,7 +220,8 @@ def test_evidence_is_the_average_of_its_bets():
     test.observe(losses)
     value, starts = 0.0, range(0, 70, 32)
     for j, start in enumerate(starts, 1):
-        bets = [np.prod([1 + s / 0.1 * (float(v) - 0.1) for v in losses[start:]]) for s in (0.1, 0.3, 0.6)]
+        rates = [m * 0.1 / (0.9 + m * 0.1) for m in (2, 4, 16)]
+        bets = [np.prod([r / 0.1 if v else (1 - r) / 0.9 for v in losses[start:]]) for r in rates]
         value += np.mean(bets) / (j * (j + 1))
     assert test.evidence == pytest.approx(value + 1 / (len(starts) + 1))
 
@@ -265,10 +266,12 @@ def test_bad_arguments_are_named(call, message):
 
 def test_the_drift_evidence_is_the_mixture_of_bets():
     said = np.random.default_rng(3).random(200) < 0.05
-    test, stakes, limit = DriftTest(0.02), np.array([0.1, 0.3, 0.6]), 0.02
+    test, limit = DriftTest(0.02), 0.02
+    odds = np.array([2.0, 4.0, 16.0]) * limit / (1 - limit)
+    rates = odds / (1 + odds)
     for t, value in enumerate(said, 1):
         test.observe(value)
-        pays = np.where(said[:t, None], 1 + stakes * (1 - limit) / limit, 1 - stakes)
+        pays = np.where(said[:t, None], rates / limit, (1 - rates) / (1 - limit))
         begun = range(0, t, 32)
         worth = sum(np.prod(pays[s:], axis=0).mean() / ((j + 1) * (j + 2)) for j, s in enumerate(begun))
         assert test.evidence == pytest.approx(worth + 1 / (len(begun) + 1), rel=1e-9)
