@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -162,11 +164,11 @@ def test_the_peers_page_shows_every_group_and_where_fastee_loses(tmp_path):
 
 
 def test_headline_is_the_machine_measured_last(tmp_path):
-    append_rows(tmp_path / "new.jsonl", [_row(date="2026-02-01T00:00:00Z", shape="new", bars=[Bar(">= 20x earlyon", 21.0, True), Bar("ratio <= 0.7", 0.6, True)],
+    append_rows(tmp_path / "new.jsonl", [_row(op="exit_head", date="2026-02-01T00:00:00Z", shape="new", bars=[Bar(">= 20x earlyon", 21.0, True), Bar("ratio <= 0.7", 0.6, True)],
                                             dtype="bf16", peer="earlyon", baseline="earlyon")])
-    append_rows(tmp_path / "old.jsonl", [_row(shape="old", bars=[Bar("<= 3 us", 1.0, True)])])
+    append_rows(tmp_path / "old.jsonl", [_row(op="exit_head", shape="old", bars=[Bar("<= 3 us", 1.0, True)])])
     text = tables.headline(tmp_path)
-    assert "| x | >= 20x earlyon | 1 of 1 | 21 |  |" in text and "old" not in text and "ratio" not in text
+    assert "| ... beside earlyon's check | >= 20x earlyon | 1 of 1 | 21 |  |" in text and "<= 3 us" not in text and "ratio" not in text
     assert tables.tables(tmp_path).startswith("### old"), "the new machine has rows beside a peer only"
 
 
@@ -209,13 +211,30 @@ def test_a_script_that_fails_under_valgrind_shows_its_error(tmp_path):
         instructions.count_named([str(script)], timeout=60)
 
 
-def test_headline_shows_every_bar_and_counts_the_floor(tmp_path):
+def test_every_target_has_its_verdict_and_the_floor_is_counted(tmp_path):
     floor = [_row(shape=str(i), speedup=0.5 + i, bars=[Bar(">= 1x torch", 0.5 + i, i > 0)]) for i in range(3)]
-    append_rows(tmp_path / "box.jsonl", [*floor, _row(p50_us=1.25, shape="big", bars=[Bar(">= 12x torch", 3.5, False), Bar("<= 3 us", 1.25, True), Bar(">= 4x compile", None, None)])])
+    bars = [Bar(">= 12x torch", 3.5, False), Bar("<= 3 us", 1.25, True), Bar(">= 4x compile", None, None)]
+    own = [_row(op="y", shape=f"y{i}", bars=[Bar(f"<= {i + 1}.5 ms", 2.0, i > 0)]) for i in range(4)]
+    append_rows(tmp_path / "box.jsonl", [*floor, _row(p50_us=1.25, shape="big", bars=bars), *own])
+    text = tables.tables(tmp_path)
+    assert "| x | >= 12x torch | 0 of 1 | 3.5 | big (3.5) |" in text and "| x | <= 3 us | 1 of 1 | 1.25 |  |" in text
+    assert "| x | >= 4x compile | 0 of 1 |  | big (not measured) |" in text
+    assert "| y | <= its own ms | 3 of 4 | 2 | y0 (2) |" in text, "four targets that differ in a number share a line"
+    assert "2 of 3 shapes; slower: " in text and " 0 0.50x." in text
+
+
+def test_the_readme_gets_the_headlines_and_the_count_of_all(tmp_path):
+    bars = [Bar(">= 15x torch", 16.0, True), Bar("<= 3 us", 3.5, False), Bar("<= 9 ms", 1.0, True)]
+    append_rows(tmp_path / "box.jsonl", [_row(op="exit_head", shape="big", bars=bars)])
     page = tmp_path / "README.md"
     page.write_text(f"above\n{tables.HEAD_BEGIN}\n{tables.HEAD_END}\nbelow")
     tables.rewrite_headline(tmp_path, page)
     text = page.read_text()
-    assert "| x | >= 12x torch | 0 of 1 | 3.5 | big (3.5) |" in text and "| x | <= 3 us | 1 of 1 | 1.25 |  |" in text
-    assert "| x | >= 4x compile | 0 of 1 |  | big (not measured) |" in text
-    assert "2 of 3 shapes; slower: " in text and " 0 0.50x." in text and text.endswith("\nbelow")
+    assert "| the same for small heads, beside torch eager | >= 15x torch | 1 of 1 | 16 |  |" in text and "| <= 3 us | 0 of 1 | 3.5 | big (3.5) |" in text
+    assert "<= 9 ms" not in text and "2 of 3 targets on this machine are met." in text and text.endswith("\nbelow")
+
+
+def test_headlines_are_targets_of_the_suite():
+    rows = [row for file in sorted(Path("benchmarks/results").glob("*.jsonl")) for row in tables.read_rows(file)]
+    stated = {(row.op, bar.text) for row in rows for bar in row.bars}
+    assert {(op, target) for _, op, target in tables.HEADLINES} <= stated
