@@ -101,13 +101,14 @@ def bench(monkeypatch, tmp_path):
     from fastee.kernels.triton._tuning import Tuning
     from fastee.ops import _triton
 
+    modules = [_launch, *map(triton.load, triton.KERNELS)]  # before the next lines: a kernel's module takes INTERPRETED when it is imported
     for name, value in SMALL.items():
         assert type(value) is type(getattr(gpu, name))
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(gpu, "GPU", NoGpu())
     monkeypatch.setattr(triton, "INTERPRETED", True)  # the ops then take CPU tensors; the kernels were decorated before
     monkeypatch.setattr(_triton, "tuning", lambda x: Tuning())
-    for module in (_launch, *map(triton.load, triton.KERNELS)):
+    for module in modules:
         if hasattr(module, "launch"):
             monkeypatch.setattr(module, "launch", lambda *args, **meta: None)
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
