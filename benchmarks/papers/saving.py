@@ -4,7 +4,7 @@ Thresholds are chosen on validation rows for a loss of at most 0.5 points (*guar
 ``accuracy`` and, per row of the table, ``cost``: of "multiply-adds" the mean up to the exit taken, heads included; of "seconds" the time of the network with exits over
 that of the backbone alone, one thread, batch by batch interleaved, both of them whole: embeddings, exits, gathering of the rows that stay. ``point`` is the batch.
 *full*: MiniLM of 6 layers on SST-2, fine-tuned with its exits, timed on sentences of 9 word pieces (the median is 10), so that no row is padded; ResNet-56 on
-CIFAR-10 (as JPEG), fine-tuned, then two exits with branches fitted to it: thresholds from 10,000 images held out of the training folder, judged on the 5,000 of
+CIFAR-10 (as JPEG), fine-tuned, then one exit at the image whose branch is the given ResNet-20, a cascade: thresholds from 10,000 images held out of the training folder, judged on the 5,000 of
 the test folder. *quick*: the demo network on images.
 
 Verdict rule: *reproduced* when the searched thresholds save at least 35 % of the seconds at batch 1 and at batch 32 (CIFAR-10: 45 % of the multiply-adds) and lose at
